@@ -1,0 +1,10 @@
+"Sphinx configuration: the pages are the notebooks that nbdev has processed, see build.py"
+project = 'fastai_dilation'
+extensions = ['myst_nb']
+html_theme = 'furo'
+html_title = project
+nb_execution_mode = 'off'
+nb_render_markdown_format = 'myst'
+myst_enable_extensions = ['dollarmath']
+# outputs and links that only mean something on GitHub or in Jupyter
+suppress_warnings = ['myst.header', 'myst.xref_missing', 'mystnb.unknown_mime_type', 'misc.highlighting_failure']

@@ -1,0 +1,4 @@
+"Everything: `from fastai_dilation.all import *`, before or after `from fastai.vision.all import *`"
+from .layers import *
+from .xresnet import *
+from .learner import *

@@ -1,0 +1,104 @@
+"Layers: sizes, phases and edges over many kernels, dilations and shapes"
+from itertools import product
+import pytest, torch
+from hypothesis import assume, given, settings, strategies as st
+from torch import nn
+from fastai.layers import AvgPool, ConvLayer, MaxPool, ResBlock, SEBlock, SEResNeXtBlock, SeparableBlock
+from fastai_dilation.all import DilatedPool
+from util import close, randomize
+
+def phases(x, d): return product(*(range(min(d,n)) for n in x.shape[2:]))
+def every(x, ph, d): return x[(..., *(slice(a,None,d) for a in ph))]
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_pool_phases(data):
+    "Every phase of the map is pooled as the native pool does it"
+    draw = data.draw
+    ndim,d,s = draw(st.integers(1,3)),draw(st.sampled_from([1,2,3,4,8])),draw(st.integers(1,4))
+    k,avg,ceil_mode = draw(st.integers(1,5)),draw(st.booleans()),draw(st.booleans())
+    # what an XResNet and its peers use: no padding, or half of an odd kernel
+    p = draw(st.sampled_from([0,k//2])) if k%2 else 0
+    kw = dict(count_include_pad=draw(st.booleans())) if avg else dict(dilation=draw(st.sampled_from([1,1,2])))
+    if kw.get('dilation')==2: p = 0
+    pool = getattr(nn, f"{'Avg' if avg else 'Max'}Pool{ndim}d")(k, s, p, ceil_mode=ceil_mode, **kw)
+    x = torch.randn(2, 3, *(draw(st.integers(1,{1:60,2:25,3:12}[ndim])) for _ in range(ndim)))
+    try: native = pool(every(x, (0,)*ndim, d))
+    except RuntimeError: assume(False)
+    y = DilatedPool(pool, d)(x)
+    assert every(y, (0,)*ndim, d*s).shape==native.shape
+    for ph in phases(x, d):
+        try: native = pool(every(x, ph, d))
+        except RuntimeError: continue
+        got = every(y, ph, d*s)
+        both = (..., *(slice(min(a,b)) for a,b in zip(got.shape[2:],native.shape[2:])))
+        torch.testing.assert_close(got[both], native[both], rtol=1e-5, atol=1e-6)
+
+@pytest.mark.parametrize('dtype,tol', [(torch.float32,1e-6), (torch.bfloat16,2e-2), (torch.float16,2e-3)])
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('pool', [AvgPool(2,ceil_mode=True), MaxPool(3,2,1), AvgPool(3,ceil_mode=True)])
+def test_pool_formats(pool, dtype, tol, memory_format):
+    x = torch.randn(2, 8, 29, 37).to(dtype).contiguous(memory_format=memory_format)
+    y,s = DilatedPool(pool, 4)(x),pool.stride
+    assert y.dtype==dtype and y.is_contiguous(memory_format=memory_format)
+    torch.testing.assert_close(y[...,::4*s,::4*s].float(), pool(x[...,::4,::4].float()), rtol=tol, atol=tol)
+
+def test_pool_small_map():
+    "A map smaller than the dilation has nothing to average over but each position itself"
+    for sz in ((1,1),(2,5),(7,3)):
+        x = torch.randn(1,2,*sz)
+        assert DilatedPool(AvgPool(2,ceil_mode=True), 64)(x).equal(x)
+
+def test_pool_gradient():
+    x = torch.randn(1, 2, 7, 6, dtype=torch.double, requires_grad=True)
+    for pool in (AvgPool(2,ceil_mode=True), AvgPool(3,2,1)): assert torch.autograd.gradcheck(DilatedPool(pool,2), x)
+
+def test_pool_no_loop():
+    "The hot pool is a handful of ops, whatever the dilation"
+    from torch.utils._python_dispatch import TorchDispatchMode
+    class Count(TorchDispatchMode):
+        n = 0
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.n += 1
+            return func(*args, **(kwargs or {}))
+    def ops(d):
+        with Count() as c: DilatedPool(AvgPool(2,ceil_mode=True), d)(torch.randn(1,4,64,64))
+        return c.n
+    assert ops(16)==ops(1)<60
+
+@pytest.mark.parametrize('ndim,ks,d', list(product((1,2,3), (1,3,5,7), (1,2,3,4))))
+def test_conv_size(ndim, ks, d):
+    x = torch.randn(1, 2, *[9]*ndim)
+    assert ConvLayer(2, 3, ks, dilation=d, ndim=ndim)(x).shape==(1,3,*[9]*ndim)
+
+def test_conv_padding_wins():
+    assert ConvLayer(2, 3, dilation=2, padding=0)(torch.randn(1,2,9,9)).shape[-1]==5
+    assert ConvLayer(2, 3, 3, 2, None, None, 1, dilation=2)(torch.randn(2,2,9)).shape[-1]==5
+    assert ConvLayer(2, 3, 2, stride=2, transpose=True)(torch.randn(1,2,9,9)).shape[-1]==18
+
+@pytest.mark.parametrize('ndim', (1,2,3))
+@pytest.mark.parametrize('first,d', [(1,2),(2,4),(1,3),(2,2),(4,4)])
+@pytest.mark.parametrize('kw', [dict(), dict(expansion=4), dict(ni=8,nf=8), dict(pool=MaxPool), dict(ks=5,pool_first=False)])
+def test_resblock(ndim, first, d, kw):
+    "On the native grid a dilated block is the strided block"
+    kw,s = {**dict(expansion=1,ni=8,nf=16,ndim=ndim),**kw},d//first
+    torch.manual_seed(0)
+    native = randomize(ResBlock(stride=s, **kw))
+    torch.manual_seed(0)
+    block = ResBlock(dilation=d, first_dilation=first, **kw).eval()
+    assert list(block.state_dict())==list(native.state_dict())
+    block.load_state_dict(native.state_dict())
+    x = torch.randn(2, kw['ni']*kw['expansion'], *[24 if ndim<3 else 12]*ndim)
+    close(every(block(x),(0,)*ndim,d), native(every(x,(0,)*ndim,first)))
+
+@pytest.mark.parametrize('f', [SEBlock, SEResNeXtBlock, SeparableBlock])
+def test_other_blocks(f): assert f(1, 64, 64, dilation=4, first_dilation=2)(torch.randn(2,64,9,9)).shape==(2,64,9,9)
+
+def test_resblock_1x1_undilated():
+    convs = [o for o in ResBlock(4, 16, 16, dilation=4).modules() if isinstance(o,nn.Conv2d)]
+    assert [o.dilation for o in convs if o.kernel_size==(1,1)]==[(1,1)]*2
+    assert [o.dilation for o in convs if o.kernel_size==(3,3)]==[(4,4)]
+
+@pytest.mark.parametrize('kw', [dict(stride=2,dilation=2), dict(dilation=3,first_dilation=2), dict(dilation=0), dict(dilation=2,first_dilation=0)])
+def test_resblock_errors(kw):
+    with pytest.raises(ValueError, match='dilation'): ResBlock(1, 8, 8, **kw)

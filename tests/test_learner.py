@@ -1,0 +1,146 @@
+"Learners: pretrained weights, save and load, export to another process, refusals"
+import inspect, os, subprocess, sys
+from pathlib import Path
+import pytest, torch
+from torch import nn
+from torchvision.models import resnet18
+from fastai.vision.all import Normalize, NormType, accuracy, create_body, model_meta, xresnet18, xresnet18_deep, xresnet50
+from fastai_dilation.all import DilatedPool, cnn_learner, create_unet_model, create_vision_model, get_output_stride, unet_learner, vision_learner
+from seg_data import class_dls, make_files, seg_dls
+from util import close, randomize, same, tensors
+
+@pytest.fixture(scope='module')
+def path(tmp_path_factory): return make_files(tmp_path_factory.mktemp('data'))
+@pytest.fixture(scope='module')
+def cdls(path): return class_dls(path)
+@pytest.fixture(scope='module')
+def sdls(path): return seg_dls(path)
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    "A hub folder in which the weights that fastai asks for lie already, so that its own loading code finds them"
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    monkeypatch.setattr(torch.hub, '_hub_dir', None)
+    d = tmp_path/'hub'/'checkpoints'
+    d.mkdir(parents=True)
+    torch.manual_seed(3)
+    res = {}
+    for f,nm in ((resnet18,'resnet18-f37072fd.pth'), (xresnet50,'xrn50_940.pth')):
+        m = randomize(f())
+        res[f] = m
+        torch.save(m.state_dict() if f is resnet18 else {'model':m.state_dict()}, d/nm)
+    return res
+
+def body_of(learn): return learn.model[0].eval()
+
+@pytest.mark.parametrize('arch', [resnet18, xresnet50])
+@pytest.mark.parametrize('f', [vision_learner, cnn_learner, unet_learner])
+def test_pretrained(hub, path, cdls, sdls, arch, f):
+    "Pretrained weights are loaded first and dilated after; cut, split and normalisation are the arch's"
+    dls = seg_dls(path) if f is unet_learner else class_dls(path)
+    native,learn = f(dls, arch),f(dls, arch, output_stride=8)
+    assert learn.output_stride==8 and get_output_stride(body_of(learn))==8
+    x = torch.randn(1,3,96,80)
+    with torch.no_grad(): close(body_of(learn)(x)[...,::4,::4], body_of(native)(x))
+    with torch.no_grad(): close(body_of(native)(x), create_body(hub[arch], cut=model_meta[arch]['cut'])(x))
+    assert list(body_of(learn).state_dict())==list(body_of(native).state_dict())
+    assert learn.splitter(learn.model).map(len)[:2]==native.splitter(native.model).map(len)[:2]
+    assert [o.__class__ for o in dls.after_batch.fs].count(Normalize)==1
+
+def cut(m): return nn.Sequential(*list(m.children())[:-4])
+head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512,2))
+@pytest.mark.parametrize('kw', [dict(n_in=1), dict(n_in=4), dict(cut=-4), dict(cut=cut), dict(ps=.1), dict(custom_head=head)], ids=str)
+def test_vision_model_options(kw):
+    "Same random numbers, same parameters, with every option"
+    torch.manual_seed(0)
+    native = create_vision_model(xresnet18, 2, pretrained=False, **kw)
+    torch.manual_seed(0)
+    m = create_vision_model(xresnet18, 2, pretrained=False, output_stride=8, **kw)
+    if 'custom_head' not in kw: assert same(m, tensors(native))
+    x = torch.randn(2, kw.get('n_in',3), 64, 64)
+    assert m[0](x).shape[-1]==8 and m(x).shape==(2,2)
+
+@pytest.mark.parametrize('arch', [xresnet18, xresnet18_deep, resnet18])
+@pytest.mark.parametrize('T', [32,16,8,4,2,1])
+def test_unet_strides(arch, T):
+    sz = (64,96) if T>4 else (32,48)
+    m = create_unet_model(arch, 3, sz, pretrained=False, output_stride=T)
+    y = m(torch.randn(2,3,*sz))
+    assert y.shape==(2,3,*sz) and get_output_stride(m)==T
+    y.mean().backward()
+
+unet_kws = [dict(self_attention=True), dict(blur=True), dict(last_cross=False), dict(n_in=1), dict(y_range=(0,1)), dict(norm_type=NormType.Weight)]
+@pytest.mark.parametrize('kw', unet_kws, ids=str)
+def test_unet_options(kw):
+    m = create_unet_model(xresnet18, 2, (64,64), pretrained=False, output_stride=8, **kw)
+    assert m(torch.randn(2,kw.get('n_in',3),64,64)).shape==(2,2,64,64)
+
+def test_unet_refuses(sdls):
+    learn = unet_learner(sdls, xresnet18, pretrained=False, output_stride=8)
+    ts = tensors(learn.model)
+    with pytest.raises(ValueError, match='Build the learner anew'): learn.set_output_stride(16)
+    assert learn.output_stride==8 and get_output_stride(learn.model)==8 and same(learn.model, ts)
+
+@pytest.mark.parametrize('f', [vision_learner, unet_learner])
+def test_bad_stride(path, f):
+    dls = seg_dls(path) if f is unet_learner else class_dls(path)
+    for T,err in ((12,ValueError),('8',TypeError),(True,TypeError)):
+        with pytest.raises(err, match=r'\[1, 2, 4, 8, 16, 32\]'): f(dls, xresnet18, pretrained=False, output_stride=T)
+
+def test_signatures():
+    for f in (vision_learner, cnn_learner, unet_learner, create_vision_model, create_unet_model):
+        ps = inspect.signature(f).parameters
+        assert ps['output_stride'].default is None and len(ps)>2
+    assert {'n_in','concat_pool','y_range'}<=inspect.signature(vision_learner).parameters.keys()
+
+def test_save_load(path, cdls):
+    "A file that was saved at one output stride loads at another, and training goes on"
+    a,b = (vision_learner(cdls, xresnet18, pretrained=False, output_stride=o, path=path, metrics=accuracy) for o in (32,8))
+    with a.no_bar(), a.no_logging(): a.fit(1)
+    a.save('a')
+    b.load('a')
+    assert same(b.model, tensors(a.model))
+    with b.no_bar(), b.no_logging():
+        b.fit(1)
+        b.save('b')
+        a.load('b')
+        assert a.set_output_stride(8).validate()==b.validate()
+
+def test_summary_and_results(cdls, sdls):
+    for f,dls in ((vision_learner,cdls), (unet_learner,sdls)):
+        learn = f(dls, xresnet18, pretrained=False, output_stride=8)
+        assert '8 x 8' in learn.summary()
+        with learn.no_bar(): learn.show_results(max_n=2)
+
+@pytest.mark.parametrize('f', [vision_learner, unet_learner])
+def test_export(path, cdls, sdls, f):
+    "A new process that never imports fastai_dilation predicts the same"
+    dls = sdls if f is unet_learner else cdls
+    learn = f(dls, xresnet18, pretrained=False, output_stride=8, path=path)
+    learn.export('e.pkl')
+    item = dls.valid.items[0]
+    with learn.no_bar(): want = learn.predict(item)[-1]
+    code = f"import torch\nfrom fastai.vision.all import *\nl = load_learner(r'{path}/e.pkl')\nwith l.no_bar(): torch.save(l.predict(Path(r'{item}'))[-1], r'{path}/p.pt')\nprint(l.output_stride)"
+    env = {**os.environ, 'PYTHONPATH':os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    res = subprocess.run([sys.executable,'-W','ignore','-c',code], env=env, capture_output=True, text=True)
+    assert res.returncode==0, res.stderr
+    assert res.stdout.split()[-1]=='8'
+    close(torch.load(path/'p.pt', weights_only=False).as_subclass(torch.Tensor), want.as_subclass(torch.Tensor))
+
+def test_timm(cdls):
+    "timm's names go on to timm, and follow its rule; ours can be asked for afterwards"
+    learn = vision_learner(cdls, 'resnet50d', pretrained=False, output_stride=8)
+    assert learn.model[0](torch.randn(1,3,64,64)).shape[-1]==8
+    assert not any(isinstance(o,DilatedPool) for o in learn.model.modules())
+    ours = vision_learner(cdls, 'resnet18d', pretrained=False)
+    x = torch.randn(1,3,97,75)
+    with torch.no_grad():
+        native = body_of(ours)(x)
+        close(body_of(ours.set_output_stride(8))(x)[...,::4,::4], native)
+
+def test_fine_tune(hub, cdls):
+    "Freezing and training work as ever"
+    learn = vision_learner(cdls, resnet18, output_stride=16, metrics=accuracy)
+    assert learn.model[0][0].weight.requires_grad is False
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(1)
+    assert learn.model[0][0].weight.requires_grad

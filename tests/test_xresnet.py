@@ -1,0 +1,227 @@
+"Networks: the invariant, names, reversibility and refusals"
+import pickle, time
+from copy import deepcopy
+import pytest, torch, torchvision.models as tvm
+from hypothesis import given, settings, strategies as st
+from torch import nn
+from fastai.vision.all import MaxPool, NormType, create_body, inspect
+from fastai.vision.models import xresnet
+from fastai_dilation.all import DilatedPool, get_output_stride, set_output_stride
+from util import close, names, randomize, same, tensors
+
+exact = [o for o in names if not o.startswith('xse_')]
+
+def strides_of(m): return [2**i for i in range(get_output_stride(m).bit_length()-1)]
+
+def settings_of(m): return [(n,type(o),sorted(vars(o)),[(k,v) for k,v in vars(o).items() if k[0]!='_']) for n,o in m.named_modules()]
+
+def check(m, xs, strides, body=None):
+    "Features of `m` at each of `strides` equal the native ones on the native grid"
+    body,T0 = body or create_body(m),get_output_stride(m)
+    with torch.no_grad():
+        native = [body(x) for x in xs]
+        for T in strides:
+            assert get_output_stride(set_output_stride(m,T))==T
+            for x,f in zip(xs,native):
+                y = body(x)
+                # odd sides shrink as they did: rounded up at every stride
+                close(y[(..., *[slice(None,None,T0//T)]*(x.ndim-2))], f)
+        set_output_stride(m, T0)
+        for x,f in zip(xs,native): assert body(x).equal(f)
+
+@pytest.mark.parametrize('name', exact)
+def test_invariant(name):
+    m = randomize(getattr(xresnet,name)())
+    check(m, [torch.randn(1,3,30,31)], strides_of(m))
+
+@pytest.mark.parametrize('name', ['xresnet18','xresnet50','xresnet34_deeper','xresnext34'])
+def test_invariant_sizes(name):
+    m = randomize(getattr(xresnet,name)())
+    check(m, [torch.randn(1,3,*sz) for sz in ((64,64),(97,75),(81,81),(224,224))], [T for T in strides_of(m) if T>=8])
+
+arch_kws = [dict(ndim=1,c_in=2), dict(ndim=1,ks=15), dict(ks=5), dict(ks=31), dict(widen=.5), dict(stem_szs=(16,24,64)), dict(c_in=1),
+    dict(groups=4), dict(dw=True), dict(pool=MaxPool), dict(pool_first=False), dict(pool=MaxPool,pool_first=False)]
+arch_kws += [dict(norm_type=o) for o in (None, *NormType) if o not in (NormType.Instance,NormType.InstanceZero)]
+
+@pytest.mark.parametrize('kw', arch_kws, ids=str)
+def test_invariant_options(kw):
+    m = randomize(xresnet.xresnet18(**kw))
+    check(m, [torch.randn(1,kw.get('c_in',3),*[64]*kw.get('ndim',2))], [16,8,2])
+
+def test_invariant_3d():
+    m = randomize(xresnet.xresnet18(ndim=3))
+    check(m, [torch.randn(1,3,32,17,32)], [16,8,4])
+
+@pytest.mark.parametrize('s,strides', [(3,[81,27,3]), (4,[256,64,16])])
+def test_invariant_other_strides(s, strides):
+    "A stride of 3 or 4 is traded like one of 2"
+    m = randomize(xresnet.xresnet18(stride=s, widen=.25))
+    x,body,T0 = torch.randn(1,3,100,130),create_body(m),get_output_stride(m)
+    assert T0==s**5
+    with torch.no_grad():
+        native = body(x)
+        for T in strides: close(create_body(set_output_stride(deepcopy(m),T))(x)[...,::T0//T,::T0//T], native)
+
+@pytest.mark.parametrize('kw', [dict(sa=True), dict(sa=True,sym=True), dict(norm_type=NormType.Instance), dict(norm_type=NormType.InstanceZero)], ids=str)
+def test_not_exact_but_works(kw):
+    "What reads the whole map at once is dilated all the same, with the same parameters"
+    m,x = xresnet.xresnet18(**kw),torch.randn(2,3,64,64)
+    ts = tensors(m)
+    assert create_body(set_output_stride(m,8).eval())(x).shape[-1]==8 and same(m, ts)
+
+@settings(max_examples=320, deadline=None)
+@given(st.data())
+def test_invariant_drawn(data):
+    "Any small XResNet, at any stride, on any image"
+    draw = data.draw
+    ndim,block = draw(st.sampled_from([1,2,2,2,3])),draw(st.sampled_from([1,4]))
+    layers = draw(st.lists(st.integers(1,2), min_size=4, max_size=6 if ndim<3 else 4))
+    kw = dict(ndim=ndim, widen=.125, stem_szs=(8,8,64), ks=draw(st.sampled_from([3,3,5])), pool_first=draw(st.booleans()))
+    kw['norm_type'] = draw(st.sampled_from([NormType.Batch, NormType.BatchZero, NormType.Weight, None]))
+    torch.manual_seed(draw(st.integers(0,99)))
+    m = randomize(xresnet.XResNet(xresnet.ResBlock, block, layers, **kw))
+    x = torch.randn(1, 3, *(draw(st.integers(20,{1:200,2:64,3:24}[ndim])) for _ in range(ndim)))
+    check(m, [x], [draw(st.sampled_from(strides_of(m)))])
+
+@pytest.mark.parametrize('name', names)
+def test_names(name):
+    "Same parameters, names and random numbers at every output stride; strict loads both ways"
+    f = getattr(xresnet,name)
+    torch.manual_seed(0)
+    native = f()
+    after,ts = torch.rand(1),tensors(native)
+    torch.manual_seed(0)
+    m = f(output_stride=8)
+    assert torch.rand(1).equal(after) and same(m, ts) and get_output_stride(m)==8
+    for T in strides_of(native):
+        assert same(set_output_stride(m,T), ts)
+        native.load_state_dict(m.state_dict(), strict=True)
+        m.load_state_dict(native.state_dict(), strict=True)
+
+def test_forum_table():
+    m = xresnet.xresnet18(output_stride=4)
+    table = [[[(c[0].stride[0],c[0].dilation[0]) for c in b.convpath] for b in m[i]] for i in range(4,8)]
+    assert table==[[[(1,d),(1,e)],[(1,e),(1,e)]] for d,e in [(1,1),(1,2),(2,4),(4,8)]]
+    assert [m[0][0].stride,m[3].stride]==[(2,2),2] and not isinstance(m[3],DilatedPool)
+    deeper = xresnet.xresnet34_deeper(output_stride=8)
+    assert [deeper[i][-1].convpath[-1][0].dilation[0] for i in range(4,12)]==[1,1,2,4,8,16,32,64]
+
+nets = [tvm.resnet18, tvm.resnet50, tvm.resnext50_32x4d, tvm.wide_resnet50_2, tvm.regnet_x_400mf, tvm.mobilenet_v2]
+nets += [tvm.vgg11_bn, tvm.densenet121, tvm.googlenet]
+@pytest.mark.parametrize('f', nets, ids=lambda f: f.__name__)
+def test_torchvision(f):
+    torch.manual_seed(0)
+    m = randomize(f(**dict(init_weights=True) if f is tvm.googlenet else {}))
+    body = m.features if hasattr(m,'features') else nn.Sequential(*list(m.children())[:-2])
+    if f is tvm.googlenet: body = nn.Sequential(*[o for n,o in m.named_children() if n not in ('aux1','aux2','avgpool','dropout','fc')])
+    check(m, [torch.randn(1,3,*sz) for sz in ((64,64),(97,75))], [16,8,4], body)
+    ts = tensors(m)
+    assert same(set_output_stride(m,8), ts)
+
+@pytest.mark.parametrize('name', ['xresnet18','xresnet50'])
+def test_back_again(name):
+    "Steps forth and back leave no trace, nor does a pickle or a copy in between"
+    m = getattr(xresnet,name)()
+    before,n = pickle.dumps(m),len(list(m.modules()))
+    for T in (8,16,8,1,4,2,32): set_output_stride(m, T)
+    assert pickle.dumps(m)==before and len(list(m.modules()))==n
+    for f in (deepcopy, lambda o: pickle.loads(pickle.dumps(o))):
+        other = f(set_output_stride(m,8))
+        assert get_output_stride(other)==8
+        assert settings_of(set_output_stride(other,32))==settings_of(set_output_stride(m,32)) and same(other, tensors(m))
+
+def test_training_flag_survives():
+    m = set_output_stride(xresnet.xresnet18().train(), 8).eval()
+    assert not any(o.training for o in set_output_stride(m,32).modules())
+
+class Blur(nn.Module):
+    "A pool that torch does not know, with a buffer"
+    def __init__(self, stride, ndim=2, ceil_mode=False):
+        super().__init__()
+        self.stride,self.pad = stride,nn.ReflectionPad2d(1)
+        self.register_buffer('filt', torch.tensor([[1.,2,1],[2,4,2],[1,2,1]])[None,None]/16)
+    def forward(self, x): return nn.functional.conv2d(self.pad(x), self.filt.expand(x.shape[1],-1,-1,-1), stride=self.stride, groups=x.shape[1])
+
+def test_blur_pool():
+    m = randomize(xresnet.xresnet18(pool=Blur))
+    keys = list(m.state_dict())
+    assert '5.0.idpath.0.filt' in keys
+    check(m, [torch.randn(1,3,128,96)], [16,8])
+    assert list(set_output_stride(m,8).state_dict())==keys
+
+def test_body_and_head_share():
+    "A cut body is dilated in place: the network that it was cut from is too"
+    m = xresnet.xresnet18()
+    set_output_stride(create_body(m), 2)
+    assert get_output_stride(m)==2 and isinstance(m[3],DilatedPool)
+
+bad = [(o,ValueError) for o in (0,-8,3,12,64)] + [(o,TypeError) for o in ('8',8.5,8.,True,[8],None)]
+@pytest.mark.parametrize('T,err', bad, ids=str)
+@pytest.mark.parametrize('now', [32,8])
+def test_bad_strides(T, err, now):
+    m = xresnet.xresnet18(output_stride=now)
+    before = pickle.dumps(m)
+    with pytest.raises(err, match=r'\[1, 2, 4, 8, 16, 32\]'): set_output_stride(m, T)
+    assert pickle.dumps(m)==before
+    if T is not None:
+        with pytest.raises(err, match=r'\[1, 2, 4, 8, 16, 32\]'): xresnet.xresnet18(output_stride=T)
+
+class Functional(nn.Module):
+    "Hides a stride in a function"
+    def __init__(self):
+        super().__init__()
+        self.a,self.b,self.c = nn.Conv2d(3,4,3,2,1),nn.Conv2d(4,4,3,2,1),nn.Conv2d(4,4,3,2,1)
+    def forward(self, x): return self.c(nn.functional.max_pool2d(self.b(self.a(x)), 2))
+
+def conv(*args, **kwargs): return nn.Sequential(nn.Conv2d(3,4,3,2,1), nn.Conv2d(4,4,*args,**kwargs))
+refused = [(tvm.vit_b_32,16,'VisionTransformer'), (tvm.convnext_tiny,16,'features.6.1'), (lambda: nn.TransformerEncoderLayer(8,2),8,'TransformerEncoderLayer'),
+    (lambda: nn.Linear(3,3),8,'Linear'), (lambda: conv(4,2,1),2,'`1`'), (lambda: conv(3,2,0),2,'`1`'), (lambda: conv(3,(2,1),1),2,'`1`'),
+    (lambda: conv(3,2,1,padding_mode='reflect'),2,'`1`'), (lambda: nn.Sequential(nn.Conv2d(3,4,3,2,1),nn.MaxPool2d(2,return_indices=True)),2,'`1`'),
+    (Functional,2,'`c`'), (lambda: conv(3,1,1),8,'[1, 2]'), (lambda: nn.Sequential(conv(3,2,1),nn.Upsample(scale_factor=2)),2,'anew')]
+@pytest.mark.parametrize('f,T,match', refused)
+def test_refused(f, T, match):
+    m = f()
+    before = pickle.dumps(m)
+    with pytest.raises(ValueError) as e: set_output_stride(m, T)
+    assert match in str(e.value) and pickle.dumps(m)==before
+
+def test_hooks_untouched():
+    "Hooks of the user neither run while strides are followed, nor get lost"
+    m,seen = xresnet.xresnet18(),[]
+    m[7].register_forward_hook(lambda *a: seen.append(1))
+    set_output_stride(m, 8)
+    assert not seen
+    m.eval()(torch.randn(1,3,64,64))
+    assert seen==[1]
+
+def test_fast_and_no_copy():
+    m = xresnet.xresnet50()
+    ptrs = [p.data_ptr() for p in m.parameters()]
+    def secs():
+        start = time.perf_counter()
+        set_output_stride(m, 8)
+        return time.perf_counter()-start
+    assert min(secs() for _ in range(3))<.5
+    assert [p.data_ptr() for p in m.parameters()]==ptrs
+
+def test_signature():
+    for f in (xresnet.XResNet, xresnet.XResNet.__init__): assert inspect.signature(f).parameters['output_stride'].default is None
+    ps = inspect.signature(xresnet.ResBlock).parameters
+    assert ps['dilation'].default==1 and ps['first_dilation'].default is None and 'self' not in ps
+
+def test_pool_share():
+    "The dilated pools take at most 2 % of a forward at output stride 8"
+    m,x,inside = xresnet.xresnet34(output_stride=8).eval(),torch.randn(1,3,224,224),[]
+    for o in m.modules():
+        if isinstance(o, DilatedPool):
+            o.register_forward_pre_hook(lambda m,x: inside.append(-time.perf_counter()))
+            o.register_forward_hook(lambda m,x,y: inside.append(time.perf_counter()))
+    def share():
+        inside.clear()
+        start = time.perf_counter()
+        m(x)
+        return sum(inside)/(time.perf_counter()-start)
+    with torch.no_grad():
+        share()
+        shares = sorted(share() for _ in range(9))
+    assert len(inside)==4 and shares[4]<.02, shares

@@ -1,0 +1,23 @@
+"What several test files need"
+from torch import nn
+from fastai.vision.models import xresnet
+
+names = [o for o in xresnet.__all__ if o.startswith(('xresnet','xresnext','xse_')) and o!='xsenet154']
+
+def randomize(m):
+    "Batch norms such as a trained net has"
+    for o in m.modules():
+        if not isinstance(o, nn.modules.batchnorm._BatchNorm): continue
+        nn.init.normal_(o.running_mean, 0, .3), nn.init.uniform_(o.running_var, .5, 1.5)
+        nn.init.uniform_(o.weight, .5, 1.5), nn.init.normal_(o.bias, 0, .2)
+    return m.eval()
+
+def close(a, b, tol=1e-5):
+    "`a` equals `b`, but for `tol` of the largest value of `b`"
+    assert a.shape==b.shape
+    err = ((a-b).abs().max()/b.abs().max()).item()
+    assert err<=tol, err
+    return err
+
+def tensors(m): return [(k,v.clone()) for k,v in m.state_dict().items()]
+def same(m, ts): return list(m.state_dict())==[k for k,_ in ts] and all(v.equal(t) for v,(_,t) in zip(m.state_dict().values(),ts))
