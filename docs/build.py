@@ -28,7 +28,7 @@ def page(path):
         if c.cell_type=='code' and 'echo: false' in c.source:
             c.metadata['tags'] = ['remove-input']
             for o in c.outputs: o['data'] = {'text/markdown': re.sub(r'\A---\n', '', ''.join(o['data'].get('text/markdown','')))}
-        c.source = re.sub(r'^#\|.*\n', '', c.source, flags=re.M)
+        c.source = re.sub(r'^#\|.*\n', '', c.source, flags=re.M).replace('](../docs/','](')
     if path.stem=='index':
         pages = sorted(o.stem for o in path.parent.glob('*.ipynb') if o.stem!='index')
         nb.cells.append(mk_cell('```{toctree}\n:hidden:\n\n' + '\n'.join(pages) + '\n```', 'markdown'))
@@ -42,6 +42,7 @@ def main():
     for o in ('_proc','_docs'): shutil.rmtree(o, ignore_errors=True)
     proc = proc_nbs(str(root/'nbs'), n_workers=1)
     for o in proc.glob('*.ipynb'): page(o)
+    shutil.copytree('docs/images', proc/'images')
     subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-c', 'docs', '-b', 'html', str(proc), '_docs'], check=True)
     shutil.rmtree('jupyter_execute', ignore_errors=True)
     print(f"{root/'_docs'/'index.html'}")

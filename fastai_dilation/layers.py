@@ -53,7 +53,8 @@ class DilatedPool(nn.Module):
 def _taps(self:DilatedPool, x, ax, k, s, p, kd):
     "Pool axis `ax` of `x` with kernel `k`, native stride `s`, padding `p` and native dilation `kd`"
     pool,d,n,avg = self.pool,self.dilation,x.shape[ax],type(self.pool) in _avgs
-    sz = _size(n, _cells(-(-n//d), kd*(k-1)+1, s, p, pool.ceil_mode), d, s)
+    whole = p==0 and k<=s and kd==1 if pool.ceil_mode else 2*p==kd*(k-1)
+    sz = n if whole else _size(n, _cells(-(-n//d), kd*(k-1)+1, s, p, pool.ceil_mode), d, s)
     x = F.pad(x/k if avg else x, [0,0]*(x.ndim-1-ax) + [d*p, sz-n + d*(kd*(k-1)-p)], value=0. if avg else -torch.inf)
     taps = [x.narrow(ax, d*kd*t, sz) for t in range(k)]
     if not avg: return reduce(torch.maximum, taps)

@@ -27,7 +27,7 @@ def _ops(model):
 def _twin(model):
     "A copy of `model` without weights and hooks, on the meta device"
     attrs = [(n,v) for m in model.modules() for o in (vars(m),m._parameters,m._buffers) for n,v in o.items()]
-    memo = {id(v): v.detach().to('meta') if isinstance(v,Tensor) else type(v)() for n,v in attrs if isinstance(v,Tensor) or n.endswith('_hooks')}
+    memo = {id(v): v.detach().to('meta') if isinstance(v,Tensor) else type(v)() for n,v in attrs if isinstance(v,Tensor) or (n.endswith('_hooks') and isinstance(v,dict))}
     return deepcopy(model, memo).eval()
 
 def _trace(twin, ops, px=None):
@@ -40,6 +40,7 @@ def _trace(twin, ops, px=None):
     def _before(n, m, x): running.append(n)
     def _after(n, m, x, y):
         # what has another rank, or only one position left, is no map of the image
+        y = y[0] if isinstance(y,tuple) else y
         if x[0].ndim==ndim+2 and x[0].shape[2]>1: sizes.setdefault(n,set()).add((x[0].shape[2],y.shape[2]))
     hooks = [o.register_forward_pre_hook(partial(_before,n)) for n,o in twin.named_modules()]
     hooks += [o.register_forward_hook(partial(_after,n)) for n,o in ops.items()]
@@ -95,9 +96,8 @@ def set_output_stride(
     px,sizes = _trace(twin, ops)
     strides = {n:[tuple(round(px/o) for o in sz) for sz in szs] for n,szs in sizes.items()}
     valid = sorted({1, *[o for ios in strides.values() for io in ios for o in io]})
-    if isinstance(T,bool) or T not in valid or not isinstance(T,Integral):
-        err = ValueError if isinstance(T,Integral) and not isinstance(T,bool) else TypeError
-        raise err(f'`output_stride` of this {type(m).__name__} can be one of {valid}, not {T!r}')
+    whole = isinstance(T,Integral) and not isinstance(T,bool)
+    if not whole or T not in valid: raise (ValueError if whole else TypeError)(f'`output_stride` of this {type(m).__name__} can be one of {valid}, not {T!r}')
     for n,ios in strides.items():
         new = {(S//min(S,T), min(So,T)//min(S,T), So//S) for S,So in ios}
         if all(d==1 and s==s0 for d,s,s0 in new): continue

@@ -176,7 +176,7 @@ class Functional(nn.Module):
 def conv(*args, **kwargs): return nn.Sequential(nn.Conv2d(3,4,3,2,1), nn.Conv2d(4,4,*args,**kwargs))
 refused = [(tvm.vit_b_32,16,'VisionTransformer'), (tvm.convnext_tiny,16,'features.6.1'), (lambda: nn.TransformerEncoderLayer(8,2),8,'TransformerEncoderLayer'),
     (lambda: nn.Linear(3,3),8,'Linear'), (lambda: conv(4,2,1),2,'`1`'), (lambda: conv(3,2,0),2,'`1`'), (lambda: conv(3,(2,1),1),2,'`1`'),
-    (lambda: conv(3,2,1,padding_mode='reflect'),2,'`1`'), (lambda: nn.Sequential(nn.Conv2d(3,4,3,2,1),nn.MaxPool2d(2,return_indices=True)),2,'`1`'),
+    (lambda: conv(3,2,1,padding_mode='reflect'),2,'`1`'), (lambda: nn.Sequential(nn.Conv2d(3,4,3,2,1),nn.MaxPool2d(2,return_indices=True)),2,'indices'),
     (Functional,2,'`c`'), (lambda: conv(3,1,1),8,'[1, 2]'), (lambda: nn.Sequential(conv(3,2,1),nn.Upsample(scale_factor=2)),2,'anew')]
 @pytest.mark.parametrize('f,T,match', refused)
 def test_refused(f, T, match):
