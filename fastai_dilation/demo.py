@@ -10,6 +10,7 @@ from fastai.vision.all import *
 from .all import *
 from fastcore.script import *
 import matplotlib,warnings
+from copy import deepcopy
 from sklearn.datasets import load_digits
 from torch.profiler import profile,ProfilerActivity
 
@@ -59,11 +60,13 @@ def scene_dls(
 def peak_memory(f):
     "Largest number of bytes that `f()` had allocated on the CPU at once"
     # the profiler warns of blocks that are older than itself, straight to the terminal
-    os.environ['KINETO_LOG_LEVEL'],err = '99',os.dup(2)
-    os.dup2(os.open(os.devnull,os.O_WRONLY), 2)
+    os.environ['KINETO_LOG_LEVEL'],null,err = '99',os.open(os.devnull,os.O_WRONLY),os.dup(2)
+    os.dup2(null, 2)
     try:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p: f()
-    finally: os.dup2(err, 2)
+    finally:
+        os.dup2(err, 2)
+        for o in (null,err): os.close(o)
     return int(max(np.cumsum([e.nbytes() for e in p.profiler.kineto_results.events() if e.name()=='[memory]']), default=0))
 
 def time_in_turns(fs, n=5):
@@ -85,14 +88,15 @@ def classify(
     learn = Learner(dls, xresnet18(n_out=10, widen=.5), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
     learn.fit_one_cycle(epochs, 5e-3)
     x,native,rows = dls.valid.one_batch()[0],None,[]
+    nets = {T:set_output_stride(deepcopy(learn.model).eval(),T) for T in (32,16,8)}
     @torch.no_grad()
-    def at(T): learn.set_output_stride(T).model(x)
-    for T in (32,16,8):
+    def at(T): nets[T](x)
+    for T in nets:
         with learn.no_bar(): preds,targs = learn.set_output_stride(T).get_preds()
         said,loss = preds.argmax(1),F.nll_loss(preds.clamp(min=1e-9).log(), targs).item()
         native = said if native is None else native
         rows.append({'network':'xresnet18 classifier', 'output stride':T, 'accuracy':(said==targs).float().mean().item(), 'agreement':(said==native).float().mean().item(), 'loss':loss, 'peak MB':peak_memory(partial(at,T))/2**20})
-    for r,t in zip(rows, time_in_turns([partial(at,T) for T in (32,16,8)])): r['images/s'] = len(x)/t
+    for r,t in zip(rows, time_in_turns([partial(at,T) for T in nets])): r['images/s'] = len(x)/t
     learn.set_output_stride(32)
     return rows
 
