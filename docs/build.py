@@ -12,6 +12,7 @@ def readme():
     "README.md is index.ipynb, with links that hold one folder up"
     nb = nbformat.read(root/'nbs'/'index.ipynb', as_version=4)
     nb.metadata.language_info = dict(name='python')
+    for c in nb.cells: c.source = re.sub(r'^#\|.*\n', '', c.source, flags=re.M)
     md = MarkdownExporter().from_notebook_node(nb)[0]
     md = re.sub(r'\]\((\w+\.ipynb)\)', r'](nbs/\1)', md).replace('](../docs/','](docs/')
     (root/'README.md').write_text(re.sub(r'\n{3,}', '\n\n', md).strip()+'\n')

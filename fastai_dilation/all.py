@@ -2,3 +2,5 @@
 from .layers import *
 from .xresnet import *
 from .learner import *
+from .pretrained import *
+from .evaluate import *

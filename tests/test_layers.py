@@ -1,16 +1,17 @@
 "Layers: sizes, phases and edges over many kernels, dilations and shapes"
 from itertools import product
+import os
 import pytest, torch
 from hypothesis import assume, given, settings, strategies as st
 from torch import nn
 from fastai.layers import AvgPool, ConvLayer, MaxPool, ResBlock, SEBlock, SEResNeXtBlock, SeparableBlock
-from fastai_dilation.all import DilatedPool
+from lib import DilatedPool
 from util import close, randomize
 
 def phases(x, d): return product(*(range(min(d,n)) for n in x.shape[2:]))
 def every(x, ph, d): return x[(..., *(slice(a,None,d) for a in ph))]
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=int(os.environ.get('MAX_EXAMPLES',200)), deadline=None)
 @given(st.data())
 def test_pool_phases(data):
     "Every phase of the map is pooled as the native pool does it"

@@ -5,7 +5,7 @@ import pytest, torch
 from torch import nn
 from torchvision.models import resnet18
 from fastai.vision.all import Normalize, NormType, accuracy, create_body, model_meta, xresnet18, xresnet18_deep, xresnet50
-from fastai_dilation.all import DilatedPool, cnn_learner, create_unet_model, create_vision_model, get_output_stride, unet_learner, vision_learner
+from lib import DilatedPool, cnn_learner, create_unet_model, create_vision_model, get_output_stride, unet_learner, vision_learner
 from seg_data import class_dls, make_files, seg_dls
 from util import close, randomize, same, tensors
 

@@ -68,7 +68,7 @@ from fastai.vision.all import *
 import importlib, pickle, fastai_dilation.all as fd
 m = xresnet18(output_stride=8)
 for _ in range(2):
-    for o in ('layers','xresnet','learner','all'): importlib.reload(sys.modules[f'fastai_dilation.{o}'])
+    for o in ('layers','xresnet','learner','pretrained','evaluate','all'): importlib.reload(sys.modules[f'fastai_dilation.{o}'])
 from fastai_dilation.all import *
 assert get_output_stride(m)==8
 set_output_stride(m, 4)
@@ -92,13 +92,14 @@ def taking(f, *names):
     ps = [p for p in sig.parameters.values() if p.kind!=p.VAR_KEYWORD]
     _f.__signature__ = sig.replace(parameters=ps+[inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None) for n in names if n not in sig.parameters])
     return _f
-xresnet.XResNet.__init__ = taking(xresnet.XResNet.__init__, 'output_stride')
+xresnet.XResNet.__init__ = taking(xresnet.XResNet.__init__, 'output_stride', 'weights')
+xresnet.set_output_stride = xresnet.get_output_stride = learner._normalize = noop
 ResBlock.__init__ = taking(ResBlock.__init__, 'dilation', 'first_dilation')
 ResBlock.__signature__ = inspect.signature(ResBlock.__init__)
 for o in ('create_vision_model','create_unet_model'): setattr(learner, o, taking(getattr(learner,o), 'output_stride'))
-theirs = xresnet.XResNet.__init__,ResBlock.__init__,ConvLayer.__init__,learner.create_vision_model,learner.create_unet_model
+theirs = xresnet.XResNet.__init__,ResBlock.__init__,ConvLayer.__init__,learner.create_vision_model,learner.create_unet_model,learner.vision_learner
 import fastai_dilation.all
-assert theirs==(xresnet.XResNet.__init__,ResBlock.__init__,ConvLayer.__init__,learner.create_vision_model,learner.create_unet_model)
+assert theirs==(xresnet.XResNet.__init__,ResBlock.__init__,ConvLayer.__init__,learner.create_vision_model,learner.create_unet_model,learner.vision_learner)
 assert fastai_dilation.all.create_vision_model is learner.create_vision_model
 print('ok')"""
     assert run("import inspect\n"+code).endswith('ok')

@@ -1,12 +1,12 @@
 "Networks: the invariant, names, reversibility and refusals"
-import pickle, time
+import os, pickle, time
 from copy import deepcopy
 import pytest, torch, torchvision.models as tvm
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from fastai.vision.all import MaxPool, NormType, create_body, inspect
 from fastai.vision.models import xresnet
-from fastai_dilation.all import DilatedPool, get_output_stride, set_output_stride
+from lib import DilatedPool, get_output_stride, set_output_stride
 from util import close, names, randomize, same, tensors
 
 exact = [o for o in names if not o.startswith('xse_')]
@@ -69,7 +69,7 @@ def test_not_exact_but_works(kw):
     ts = tensors(m)
     assert create_body(set_output_stride(m,8).eval())(x).shape[-1]==8 and same(m, ts)
 
-@settings(max_examples=320, deadline=None)
+@settings(max_examples=int(os.environ.get('MAX_EXAMPLES',320)), deadline=None)
 @given(st.data())
 def test_invariant_drawn(data):
     "Any small XResNet, at any stride, on any image"

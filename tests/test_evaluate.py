@@ -1,0 +1,120 @@
+"The report, the pools' positions: exactness of answers, learners left alone, several kinds of networks and tasks"
+import math, random
+import numpy as np, pytest, timm, torch, torchvision.models as tvm
+from torch import nn
+from fastai.vision.all import BCEWithLogitsLossFlat, Callback, DataLoaders, Learner, MSELossFlat, SaveModelCallback, accuracy, accuracy_multi, mae
+from fastai.vision.models import xresnet
+from fastai_dilation.all import create_unet_model, get_output_stride, set_output_stride, unet_learner, vision_learner
+from fastai_dilation.all import multiply_adds, output_stride_report, peak_memory, pool_over
+from seg_data import class_dls, make_files, seg_dls
+from util import close, names, randomize, same, tensors
+
+@pytest.fixture(scope='module')
+def path(tmp_path_factory): return make_files(tmp_path_factory.mktemp('data'))
+
+se = [o for o in names if o.startswith('xse_') and not o.endswith(('101','152'))]
+nets = {**{o:getattr(xresnet,o) for o in se+['xresnet18','xresnet34','xresnet18_deep','xresnext50']}, 'resnet18':tvm.resnet18, 'vgg11_bn':tvm.vgg11_bn,
+    'efficientnet_b0':tvm.efficientnet_b0, 'mobilenet_v3_small':tvm.mobilenet_v3_small, 'timm resnet18d':lambda: timm.create_model('resnet18d')}
+
+@pytest.mark.parametrize('name', nets)
+def test_answers(name):
+    "Over the native grid a classifier's answers, and the features of a net with SE, are the native ones; it can be undone"
+    # SE gates multiply rounding errors in a random net: double precision tells those from a wrong rule
+    m = randomize(nets[name]()).double()
+    ts,x = tensors(m),torch.randn(2,3,97,130).double()
+    with torch.no_grad():
+        native = m(x)
+        pool_over(m)
+        for T in (16,8):
+            close(set_output_stride(m,T)(x), native)
+            assert get_output_stride(m)==T
+        dilated = pool_over(m,'all')(x)
+        assert (dilated-native).abs().max()>1e-4*native.abs().max() or '_deep' in name
+        assert set_output_stride(m, 512 if '_deeper' in name else 128 if '_deep' in name else 32)(x).equal(native)
+    assert same(m, ts)
+
+def test_inside():
+    m,x = randomize(xresnet.xresnet18()),torch.randn(1,3,160,96)
+    with torch.no_grad():
+        fs = nn.Sequential(*list(set_output_stride(m,8).children())[:-4])(x)
+        close(pool_over(m,'inside')(x), m[11](fs[...,:17,:9].mean((2,3))))
+        assert pool_over(set_output_stride(m,32),'inside')(x).equal(pool_over(m,'all')(x))
+
+def test_refusals():
+    for m in (tvm.densenet121(), nn.Conv2d(3,3,3)):
+        with pytest.raises(ValueError, match='no adaptive pool'): pool_over(m)
+    m = create_unet_model(xresnet.xse_resnet18, 2, (64,64), pretrained=False, output_stride=8)
+    assert get_output_stride(pool_over(m))==8 and m(torch.randn(1,3,64,64)).shape==(1,2,64,64)
+
+def test_multiply_adds():
+    "Against the count by hand, natively and dilated"
+    m = nn.Sequential(nn.Conv2d(3,8,3,2,1), nn.Conv2d(8,16,3,2,1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16,5))
+    x = torch.randn(4,3,32,32)
+    assert multiply_adds(m, x)==16*16*27*8 + 8*8*72*16 + 16*5
+    assert multiply_adds(set_output_stride(m,2), x)==16*16*27*8 + 16*16*72*16 + 16*5
+
+def test_peak_memory(capfd):
+    assert peak_memory(lambda: torch.zeros(2**20) + torch.zeros(2**20))==12*2**20
+    assert capfd.readouterr()==('','')
+
+class Boom(Callback):
+    n = 0
+    def after_pred(self):
+        self.n += 1
+        if self.n==2: raise KeyboardInterrupt
+
+@pytest.mark.parametrize('stop', [False,True])
+def test_learner_as_it_was(path, stop):
+    "Model, callbacks, metrics, recorder, random numbers; SaveModelCallback saves nothing"
+    dls = class_dls(path)
+    learn = vision_learner(dls, xresnet.xresnet18, pretrained=False, output_stride=16, metrics=accuracy, path=path, cbs=SaveModelCallback(fname='best'))
+    with learn.no_logging(): learn.fit(1)
+    (path/'models'/'best.pth').unlink()
+    if stop: learn.add_cb(Boom())
+    model,ts,cbs,vals = learn.model,tensors(learn.model),list(learn.cbs),list(learn.recorder.values)
+    states = torch.get_rng_state(),random.getstate(),np.random.get_state()[1].tolist()
+    try: output_stride_report(learn, n=2)
+    except KeyboardInterrupt: assert stop
+    else: assert not stop
+    assert learn.model is model and same(model, ts) and list(learn.cbs)==cbs and learn.recorder.values==vals
+    assert learn.output_stride==get_output_stride(model)==16
+    assert torch.get_rng_state().equal(states[0]) and random.getstate()==states[1] and np.random.get_state()[1].tolist()==states[2]
+    assert not (path/'models'/'best.pth').exists() and not torch.are_deterministic_algorithms_enabled()
+    if stop: learn.remove_cb(Boom)
+    with learn.no_logging(): learn.fit(1)
+    assert (path/'models'/'best.pth').exists()
+
+def test_report(path):
+    "Rows, columns, figures: loss and metrics are those of `validate` at that stride"
+    dls = class_dls(path)
+    learn = vision_learner(dls, xresnet.xresnet18, pretrained=False, metrics=accuracy)
+    randomize(learn.model)
+    df = output_stride_report(learn, (8,16), plot=True)
+    assert list(df.index)==[8,16] and list(df.columns)==['loss','accuracy','agreement','grid_error','images/s','peak MB','multiply-adds G']
+    assert df.notna().all().all() and (df['images/s']>0).all() and df.grid_error.max()<1e-5 and df.loc[8,'multiply-adds G']>df.loc[16,'multiply-adds G']
+    for T in (8,16):
+        with learn.no_bar(): want = learn.set_output_stride(T).validate()
+        assert np.allclose(df.loc[T,['loss','accuracy']].tolist(), want, rtol=1e-5)
+    df = output_stride_report(learn, (4,), dl=dls.train.new(shuffle=False, drop_last=False), n=2)
+    assert list(df.index)==[4] and df.agreement.between(0,1).all()
+
+class Head(nn.Module):
+    def forward(self, x): return x.mean((2,3))
+
+y = torch.ones(8,4)
+tasks = [(BCEWithLogitsLossFlat(), accuracy_multi, y), (MSELossFlat(), mae, y), (nn.CrossEntropyLoss(), accuracy, y[:,0].long())]
+@pytest.mark.parametrize('loss,metric,y', tasks, ids=str)
+def test_other_tasks(loss, metric, y):
+    "Several labels, numbers, a loss without `decodes`, a head without a pool module"
+    from torch.utils.data import TensorDataset
+    from fastai.data.load import DataLoader
+    ds = TensorDataset(torch.randn(8,3,64,64), y)
+    dls = DataLoaders(DataLoader(ds, bs=4), DataLoader(ds, bs=4))
+    net = nn.Sequential(nn.Conv2d(3,8,3,2,1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8,4,3,2,1), Head())
+    dls.valid.n_inp = dls.train.n_inp = 1
+    df = output_stride_report(Learner(dls, net, loss_func=loss, metrics=metric), (4,2,1), n=2)
+    assert df.grid_error.max()<1e-5 and math.isnan(df.agreement[1])==(not isinstance(loss, BCEWithLogitsLossFlat))
+
+def test_unet_refused(path):
+    learn = unet_learner(seg_dls(path), xresnet.xresnet18, pretrained=False)
+    with pytest.raises(ValueError, match='Build the learner anew'): output_stride_report(learn)
