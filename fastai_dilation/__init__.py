@@ -19,6 +19,7 @@ Modules:
 - `fastai_dilation.layers`: A pool, a conv layer and a residual block that trade their stride for dilation
 - `fastai_dilation.learner`: `output_stride` in fastai's learners, for classification and segmentation
 - `fastai_dilation.pretrained`: ImageNet weights for every XResNet that has a published twin
+- `fastai_dilation.upstream`: Add output_stride: trade the strides of a network for dilation, exactly
 - `fastai_dilation.xresnet`: One argument, `output_stride`, for every XResNet, and for a network that is already there"""
 
 __version__ = "0.0.1"

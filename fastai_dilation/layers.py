@@ -12,10 +12,9 @@ __all__ = ['DilatedPool']
 # %% ../nbs/00_layers.ipynb #47bc0ac3
 from fastai.torch_basics import *
 from fastai.layers import *
-import fastai.layers,inspect
+import fastai.layers,inspect,itertools
 from copy import copy
 from functools import reduce
-from itertools import product
 from torch.nn.modules.conv import _ConvNd,_ConvTransposeNd
 
 # %% ../nbs/00_layers.ipynb #afbc42c9
@@ -72,7 +71,7 @@ def _taps(self:DilatedPool, x, ax, k, s, p, kd):
 def _phases(self:DilatedPool, x):
     "Pool every phase of `x` by `self.pool`, and put the results side by side"
     d,ss,res = self.dilation,_tup(self.pool_stride,x.ndim-2),None
-    for ph in product(*[range(min(d*s,n)) for s,n in zip(ss,x.shape[2:])]):
+    for ph in itertools.product(*[range(min(d*s,n)) for s,n in zip(ss,x.shape[2:])]):
         o = x
         for ax,a in enumerate(ph,2):
             i = torch.arange(a%d, x.shape[ax], d, device=x.device)
