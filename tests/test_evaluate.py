@@ -103,7 +103,7 @@ class Head(nn.Module):
 
 y = torch.ones(8,4)
 tasks = [(BCEWithLogitsLossFlat(), accuracy_multi, y), (MSELossFlat(), mae, y), (nn.CrossEntropyLoss(), accuracy, y[:,0].long())]
-@pytest.mark.parametrize('loss,metric,y', tasks, ids=str)
+@pytest.mark.parametrize('loss,metric,y', tasks, ids=['labels','numbers','plain'])
 def test_other_tasks(loss, metric, y):
     "Several labels, numbers, a loss without `decodes`, a head without a pool module"
     from torch.utils.data import TensorDataset

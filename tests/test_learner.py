@@ -49,7 +49,7 @@ def test_pretrained(hub, path, cdls, sdls, arch, f):
 
 def cut(m): return nn.Sequential(*list(m.children())[:-4])
 head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512,2))
-@pytest.mark.parametrize('kw', [dict(n_in=1), dict(n_in=4), dict(cut=-4), dict(cut=cut), dict(ps=.1), dict(custom_head=head)], ids=str)
+@pytest.mark.parametrize('kw', [dict(n_in=1), dict(n_in=4), dict(cut=-4), dict(cut=cut), dict(ps=.1), dict(custom_head=head)], ids=lambda o: '-'.join(o))
 def test_vision_model_options(kw):
     "Same random numbers, same parameters, with every option"
     torch.manual_seed(0)
@@ -70,7 +70,7 @@ def test_unet_strides(arch, T):
     y.mean().backward()
 
 unet_kws = [dict(self_attention=True), dict(blur=True), dict(last_cross=False), dict(n_in=1), dict(y_range=(0,1)), dict(norm_type=NormType.Weight)]
-@pytest.mark.parametrize('kw', unet_kws, ids=str)
+@pytest.mark.parametrize('kw', unet_kws, ids=lambda o: '-'.join(o))
 def test_unet_options(kw):
     m = create_unet_model(xresnet18, 2, (64,64), pretrained=False, output_stride=8, **kw)
     assert m(torch.randn(2,kw.get('n_in',3),64,64)).shape==(2,2,64,64)

@@ -43,7 +43,7 @@ arch_kws = [dict(ndim=1,c_in=2), dict(ndim=1,ks=15), dict(ks=5), dict(ks=31), di
     dict(groups=4), dict(dw=True), dict(pool=MaxPool), dict(pool_first=False), dict(pool=MaxPool,pool_first=False)]
 arch_kws += [dict(norm_type=o) for o in (None, *NormType) if o not in (NormType.Instance,NormType.InstanceZero)]
 
-@pytest.mark.parametrize('kw', arch_kws, ids=str)
+@pytest.mark.parametrize('kw', arch_kws, ids=lambda o: ','.join(f'{k}={getattr(v,"__name__",v)}' for k,v in o.items()))
 def test_invariant_options(kw):
     m = randomize(xresnet.xresnet18(**kw))
     check(m, [torch.randn(1,kw.get('c_in',3),*[64]*kw.get('ndim',2))], [16,8,2])

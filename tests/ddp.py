@@ -1,0 +1,41 @@
+"Two processes train a dilated net with fastai's `distrib_ctx`, on the CPU: test_hard_use.py runs it"
+import sys, torch
+from torch import nn
+from fastai.vision.all import Callback, DataLoaders, Learner, SGD
+from fastai.data.load import DataLoader
+from fastai.distributed import DistributedDL
+from fastai.vision.models.xresnet import xresnet18
+from fastai_dilation.all import set_output_stride
+
+class FrozenNorms(Callback):
+    "Batch statistics of half a batch are others: leave them out of the comparison"
+    def before_train(self): [o.eval() for o in self.model.modules() if isinstance(o,nn.BatchNorm2d)]
+
+class Losses(Callback):
+    order = 70
+    def before_fit(self): self.all = []
+    def after_backward(self): self.all.append(self.loss.detach().item())
+
+def learner(bs, order):
+    "A dilated net, and 16 random images in this `order`"
+    torch.manual_seed(0)
+    xs,ys = torch.randn(16,3,48,48),torch.arange(16)%3
+    m = set_output_stride(xresnet18(n_out=3, widen=.25), 8)
+    data = [(xs[i],ys[i]) for i in order]
+    dls = DataLoaders(*[DataLoader(data, bs=bs, num_workers=0) for _ in range(2)])
+    return Learner(dls, m, loss_func=nn.CrossEntropyLoss(), opt_func=SGD, lr=.1, cbs=[FrozenNorms(),Losses()])
+
+def main(out):
+    # fastai sends the order of the images through the GPU
+    def _broadcast(self, t, rank):
+        torch.distributed.broadcast(t := torch.tensor(t), rank)
+        return t.tolist()
+    DistributedDL._broadcast = _broadcast
+    learn = learner(4, range(16))
+    with learn.no_bar(), learn.no_logging(), learn.distrib_ctx(sync_bn=False): learn.fit(2)
+    rank = torch.distributed.get_rank()
+    if rank==0: learn.path,learn.model_dir = out,'.'
+    torch.save(learn.losses.all, f'{out}/losses{rank}.pt')
+    if rank==0: torch.save(learn.model.state_dict(), f'{out}/model.pth')
+
+if __name__=='__main__': main(sys.argv[1])

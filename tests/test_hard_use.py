@@ -1,0 +1,148 @@
+"Hard use: copies and files, precisions and layouts, gradients, callbacks, two processes, faults, a thousand changes"
+import copy, errno, gc, os, pickle, subprocess, sys
+import pytest, torch, torchvision.models as tvm
+from torch import nn
+from safetensors.torch import load_model, save_model
+from fastai.vision.all import AvgPool, Callback, GradientAccumulation, MaxPool, MixUp, SaveModelCallback, accuracy, create_body
+from fastai.vision.models import xresnet
+from lib import DilatedPool, create_unet_model, get_output_stride, set_output_stride, unet_learner, vision_learner
+from seg_data import class_dls, make_files, seg_dls
+from util import close, randomize, same, tensors
+
+archs = dict(xresnet18=xresnet.xresnet18, xresnet34=xresnet.xresnet34, xresnet50=xresnet.xresnet50, resnet34=tvm.resnet34)
+def classifier(name, T): return randomize(set_output_stride(archs[name](), T))
+def unet(name, T): return randomize(create_unet_model(archs[name], 3, (64,64), pretrained=False, output_stride=T))
+kinds = [(f,name,T) for f in (classifier,unet) for name in archs for T in (16,8)]
+def label(o): return getattr(o,'__name__',str(o))
+
+@pytest.fixture(scope='module')
+def path(tmp_path_factory): return make_files(tmp_path_factory.mktemp('data'))
+
+@pytest.mark.parametrize('f,name,T', [o for o in kinds if o[:2]!=(unet,'xresnet50')], ids=label)
+def test_copies_and_files(tmp_path, f, name, T):
+    "deepcopy, pickle, torch.save, safetensors and jit.trace say the same, bit for bit"
+    m,x = f(name,T),torch.randn(1,3,64,64)
+    torch.save(m, tmp_path/'m.pt')
+    save_model(m, tmp_path/'m.safetensors')
+    fresh = f(name, T)
+    load_model(fresh, tmp_path/'m.safetensors')
+    with torch.no_grad():
+        want = m(x)
+        for o in (copy.deepcopy(m), pickle.loads(pickle.dumps(m)), torch.load(tmp_path/'m.pt', weights_only=False), fresh): assert o(x).equal(want)
+        close(torch.jit.trace(m, x, check_trace=False)(x), want)
+    assert get_output_stride(pickle.loads(pickle.dumps(m)))==T
+
+@pytest.mark.parametrize('name', archs)
+def test_bfloat16(name):
+    "Autocast keeps its type, and stays as near to float32 as the native net does"
+    m,x = classifier(name,8),torch.randn(2,3,97,65)
+    def off():
+        with torch.no_grad(), torch.autocast('cpu', torch.bfloat16): y = m(x)
+        assert y.dtype==torch.bfloat16
+        with torch.no_grad(): want = m(x)
+        return ((y-want).abs().max()/want.abs().max()).item()
+    dilated = off()
+    set_output_stride(m, 32)
+    assert dilated<max(.05, 3*off())
+
+@pytest.mark.parametrize('f,name,T', [o for o in kinds if o[1]!='xresnet34'], ids=label)
+def test_channels_last(f, name, T):
+    "No layer turns a channels_last map into another layout"
+    m,bad = f(name,T).to(memory_format=torch.channels_last),[]
+    def look(n, o, x, y):
+        if isinstance(y,torch.Tensor) and y.ndim==4 and min(y.shape[1:])>1 and not y.is_contiguous(memory_format=torch.channels_last): bad.append(n)
+    for n,o in m.named_modules(): o.register_forward_hook(lambda o,x,y,n=n: look(n,o,x,y))
+    x = torch.randn(2,3,64,64)
+    with torch.no_grad(): y = m(x.to(memory_format=torch.channels_last))
+    theirs = [n for n in bad if isinstance(m.get_submodule(n), (nn.PixelShuffle,nn.ReplicationPad2d)) or 'layers.' in n]
+    assert [n for n in bad if n not in theirs]==[]
+    with torch.no_grad(): close(y, m.to(memory_format=torch.contiguous_format)(x), 1e-4)
+
+pools = [(AvgPool(2,ceil_mode=True),1), (AvgPool(2,ceil_mode=True),3), (AvgPool(3,2,1),2), (MaxPool(3,2,1),2), (AvgPool(2,ndim=1,ceil_mode=True),2)]
+@pytest.mark.parametrize('pool,d', pools, ids=str)
+def test_gradcheck(pool, d):
+    x = torch.randn(1,2,*[9]*(1 if isinstance(pool,nn.AvgPool1d) else 2), dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(DilatedPool(pool,d), x)
+
+@pytest.mark.parametrize('name', archs)
+def test_gradients(name):
+    "A loss on the native grid has the native gradients, in every weight and in the image"
+    m = create_body(randomize(archs[name]()).double()).eval()
+    def grads(T):
+        x = torch.linspace(-1, 1, 3*65*97).sin().view(1,3,65,97).double().requires_grad_()
+        m.zero_grad()
+        set_output_stride(m,T)(x)[...,::32//T,::32//T].square().mean().backward()
+        return [x.grad,*[p.grad.clone() for p in m.parameters()]]
+    for a,b in zip(grads(8), grads(32)): close(a, b, 1e-9)
+
+def test_callbacks(path):
+    "MixUp, gradient accumulation, SaveModelCallback, lr_find, fine_tune, and training in bfloat16's autocast"
+    class Autocast(Callback):
+        def before_batch(self): (ctx := torch.autocast('cpu',torch.bfloat16)).__enter__(), setattr(self,'ctx',ctx)
+        def after_loss(self): self.ctx.__exit__(None,None,None)
+    learn = vision_learner(class_dls(path), xresnet.xresnet18, pretrained=False, output_stride=8, metrics=accuracy, path=path)
+    native = vision_learner(class_dls(path), xresnet.xresnet18, pretrained=False)
+    with learn.no_bar(), learn.no_logging():
+        for cbs in ([MixUp()], [GradientAccumulation(8)], [SaveModelCallback(fname='best')], [Autocast()]): learn.fit(1, cbs=cbs)
+        learn.lr_find(num_it=4, show_plot=False)
+        learn.fine_tune(1)
+    assert (path/'models'/'best.pth').exists() and get_output_stride(learn.model)==8
+    for a,b in zip(learn.splitter(learn.model), native.splitter(native.model)): assert [p.shape for p in a]==[p.shape for p in b]
+    assert all(p.isfinite().all() for p in learn.model.parameters())
+
+@pytest.mark.parametrize('f', [vision_learner,unet_learner])
+def test_interrupted_fit(path, f):
+    "After an interruption in the middle of `fit` the learner trains and predicts"
+    class Boom(Callback):
+        def after_backward(self): raise KeyboardInterrupt
+    dls = seg_dls(path) if f is unet_learner else class_dls(path)
+    learn = f(dls, xresnet.xresnet18, pretrained=False, output_stride=8)
+    with learn.no_bar(), learn.no_logging():
+        with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=Boom())
+        learn.remove_cbs([o for o in learn.cbs if isinstance(o,Boom)])
+        learn.fit(1)
+        assert learn.get_preds()[0].isfinite().all()
+
+def test_full_disk(path, monkeypatch):
+    "A disk that is full while a learner is saved: the error says so, and the file of before is not mended by us: it does not load for a good one"
+    learn = vision_learner(class_dls(path), xresnet.xresnet18, pretrained=False, output_stride=8, path=path)
+    f = learn.save('full')
+    data = f.read_bytes()
+    def full(*args, **kwargs):
+        f.write_bytes(data[:len(data)//2])
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(torch, 'save', full)
+    with pytest.raises(OSError, match='No space left'): learn.save('full')
+    ts = tensors(learn.model)
+    with pytest.raises(Exception): learn.load('full')
+    with pytest.raises(ValueError, match='full.pth'): xresnet.xresnet18(weights=f)
+    assert same(learn.model, ts)
+
+def test_a_thousand_changes():
+    "No growth in memory, in the module tree or in a pickle"
+    m = xresnet.xresnet18()
+    def size(): return len(pickle.dumps(m)),len(list(m.modules())),repr(m)
+    def objects():
+        gc.collect()
+        return len(gc.get_objects())
+    for T in (8,16,4,32): set_output_stride(m, T)
+    before,n = size(),objects()
+    for i in range(1000): set_output_stride(m, (8,16,4,32)[i%4])
+    assert size()==before and objects()-n<200
+
+def test_two_processes(tmp_path):
+    "`distrib_ctx` in two processes, started as `accelerate launch` starts them on GPUs: losses and weights of one process on the joined batches; SyncBatchNorm keeps the names"
+    import ddp
+    env = {**os.environ, 'PYTHONPATH':os.pathsep.join(sys.path), 'OMP_NUM_THREADS':'1', 'PYTHONWARNINGS':'ignore', 'ACCELERATE_USE_CPU':'true'}
+    args = ['torch.distributed.run','--standalone','--nproc_per_node','2',ddp.__file__,tmp_path]
+    res = subprocess.run([sys.executable,'-m',*args], env=env, capture_output=True, text=True, timeout=300)
+    assert res.returncode==0, res.stderr[-3000:]
+    # rank 0 has the first half of the images, rank 1 the second: a joined batch is 4 of each
+    learn = ddp.learner(8, [i for k in (0,4) for i in (*range(k,k+4),*range(k+8,k+12))])
+    with learn.no_bar(), learn.no_logging(): learn.fit(2)
+    a,b = (torch.tensor(torch.load(tmp_path/f'losses{i}.pt')) for i in (0,1))
+    close((a+b)/2, torch.tensor(learn.losses.all), 1e-4)
+    sd = torch.load(tmp_path/'model.pth')
+    assert list(sd)==list(learn.model.state_dict())
+    for k,v in learn.model.state_dict().items(): close(sd[k].float()+1, v.float()+1, 1e-4)
+    assert same(nn.SyncBatchNorm.convert_sync_batchnorm(learn.model), tensors(learn.model))
