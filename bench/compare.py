@@ -4,13 +4,13 @@ warnings.filterwarnings('ignore')
 import numpy as np, pandas as pd, matplotlib.pyplot as plt, segmentation_models_pytorch as smp, timm, torch, torchvision
 from copy import deepcopy
 from pathlib import Path
-from fastai.vision.all import create_body, create_unet_model, nn, partial, xresnet34, xresnet50
+from fastai.vision.all import create_body, nn, partial, xresnet34, xresnet50
 from fastcore.script import call_parse, store_true
 from fastprogress import progress_bar
 from skimage import data as photos
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
 from util import randomize
-from fastai_dilation.all import multiply_adds, peak_memory, set_output_stride, time_in_turns
+from fastai_dilation.all import create_unet_model, multiply_adds, peak_memory, set_output_stride, time_in_turns
 
 class Last(nn.Module):
     "The last map of an encoder that makes a list of maps"

@@ -1,6 +1,6 @@
-"Hard use: copies and files, precisions and layouts, gradients, callbacks, two processes, faults, a thousand changes"
-import copy, errno, gc, os, pickle, subprocess, sys
-import pytest, torch, torchvision.models as tvm
+"Hard use: copies and files, compilers and exporters, precisions and layouts, gradients, callbacks, two processes, faults, a thousand changes"
+import copy, errno, gc, os, pickle, shutil, subprocess, sys
+import onnxruntime, pytest, torch, torchvision.models as tvm
 from torch import nn
 from safetensors.torch import load_model, save_model
 from fastai.vision.all import AvgPool, Callback, GradientAccumulation, MaxPool, MixUp, SaveModelCallback, accuracy, create_body
@@ -84,7 +84,9 @@ def test_callbacks(path):
     native = vision_learner(class_dls(path), xresnet.xresnet18, pretrained=False)
     with learn.no_bar(), learn.no_logging():
         for cbs in ([MixUp()], [GradientAccumulation(8)], [SaveModelCallback(fname='best')], [Autocast()]): learn.fit(1, cbs=cbs)
-        learn.lr_find(num_it=4, show_plot=False)
+        ts = tensors(learn.model)
+        learn.lr_find(num_it=6, show_plot=False, suggest_funcs=None)
+        assert same(learn.model, ts)
         learn.fine_tune(1)
     assert (path/'models'/'best.pth').exists() and get_output_stride(learn.model)==8
     for a,b in zip(learn.splitter(learn.model), native.splitter(native.model)): assert [p.shape for p in a]==[p.shape for p in b]
@@ -146,3 +148,30 @@ def test_two_processes(tmp_path):
     assert list(sd)==list(learn.model.state_dict())
     for k,v in learn.model.state_dict().items(): close(sd[k].float()+1, v.float()+1, 1e-4)
     assert same(nn.SyncBatchNorm.convert_sync_batchnorm(learn.model), tensors(learn.model))
+
+def dynamic(x):
+    "The sides of `x` are free: any multiples of 32, as for the native net, whose ceil-mode pools ask for them"
+    h,w = torch.export.Dim('h',min=2,max=16),torch.export.Dim('w',min=2,max=16)
+    return dict(dynamic_shapes=({2:32*h,3:32*w},))
+
+@pytest.mark.parametrize('name', archs)
+def test_compile(name):
+    "One graph without a break: through inductor for one network, through its front end for the others"
+    m,x = classifier(name,8),torch.randn(2,3,64,96)
+    torch._dynamo.reset()
+    f = torch.compile(m, fullgraph=True, backend='inductor' if name=='xresnet18' and shutil.which('g++') else 'aot_eager')
+    with torch.no_grad(): close(f(x), m(x), 1e-4)
+
+@pytest.mark.parametrize('name', ['xresnet18','resnet34'])
+@pytest.mark.parametrize('T', [16,8])
+def test_export(tmp_path, name, T):
+    "torch.export with free sides, and ONNX run by onnxruntime, at two sizes"
+    m,x = classifier(name,T),torch.randn(2,3,64,96)
+    ep = torch.export.export(m, (x,), **dynamic(x))
+    torch.onnx.export(ep, (), dynamo=True, verbose=False).save(tmp_path/'m.onnx')
+    run = onnxruntime.InferenceSession(tmp_path/'m.onnx')
+    for sz in ((64,96),(96,64)):
+        x = torch.randn(2,3,*sz)
+        with torch.no_grad(): want = m(x)
+        close(ep.module()(x), want, 1e-4)
+        close(torch.from_numpy(run.run(None, {run.get_inputs()[0].name:x.numpy()})[0]), want, 1e-4)
