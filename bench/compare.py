@@ -58,10 +58,9 @@ def step(m, x):
 def fwd(m, x): m(x)
 
 @torch.no_grad()
-def error(m, native, x):
-    "Largest error on the native grid, in parts of the largest feature; nan if there is no such grid"
-    y,want = m.eval()(x),native.eval()(x)
-    y = y[...,::round(y.shape[-1]/want.shape[-1]),::round(y.shape[-1]/want.shape[-1])]
+def error(m, native, x, r):
+    "Largest error on the native grid, every `r`th position, in parts of the largest feature; nan if there is no such grid"
+    y,want = m.eval()(x)[...,::r,::r],native.eval()(x)
     return ((y-want).abs().max()/want.abs().max()).item() if y.shape==want.shape else np.nan
 
 def ratio(a, b):
@@ -71,7 +70,7 @@ def ratio(a, b):
 
 def compare(name, T, x, n):
     native,ours,theirs = pairs[name][0](T=T)
-    row = {'peer':name, 'output stride':T, 'error ours':error(ours,native,x), 'error theirs':error(theirs,native,x)}
+    row = {'peer':name, 'output stride':T, 'error ours':error(ours,native,x,32//T), 'error theirs':error(theirs,native,x,32//T)}
     for k,f,mode in (('forward',fwd,False), ('training',step,True)):
         a,b = (partial(f, m.train(mode), x) for m in (ours,theirs))
         row[f'{k} time'],row[f'{k} spread'] = ratio(*time_in_turns([a,b], n+1))
@@ -118,8 +117,8 @@ def main(
     fmt = torch.channels_last if channels_last else torch.contiguous_format
     x = images(sz).to(memory_format=fmt)
     jobs = [partial(compare,k,T,x,n) for k,(_,Ts) in pairs.items() for T in Ts]
-    ux = images(sz)[...,:-1,:-1].to(memory_format=fmt)
-    unets = [partial(unet,a,T,ux,2) for a in (xresnet34,xresnet50) for T in (32,16,8)]
+    ux = images(sz, 1)[...,:-1,:-1].to(memory_format=fmt)
+    unets = [partial(unet,a,T,ux,1) for a in (xresnet34,xresnet50) for T in (32,16,8)]
     sides,Ts = ((128,224,320),(32,16,8)) if quick else ((128,192,224,320,512),(32,16,8,4))
     grows = [partial(growth,s,32,n) for s in sides]+[partial(growth,224,T,n) for T in Ts[1:]]
     done = [f() for f in progress_bar(jobs+unets+grows)]
