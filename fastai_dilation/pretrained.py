@@ -169,5 +169,6 @@ if not (hasattr(learner,'_normalize') or hasattr(learner,'_orig_vision_learner')
         return learner._orig_unet_learner(dls, arch, normalize, n_out, pretrained, weights, *args, **kwargs)
 
 _all_ = ['vision_learner', 'unet_learner']
-for o in _all_: globals()[o] = getattr(learner, o)
-for o in _all_: setattr(fastai.vision.all, o, globals()[o])
+for o in _all_:
+    globals()[o] = getattr(learner, o)
+    setattr(fastai.vision.all, o, globals()[o])
