@@ -2,15 +2,18 @@
 import json, platform, sys, warnings
 warnings.filterwarnings('ignore')
 import numpy as np, pandas as pd, matplotlib.pyplot as plt, segmentation_models_pytorch as smp, timm, torch, torchvision
+from collections import defaultdict
 from copy import deepcopy
+from time import perf_counter
 from pathlib import Path
-from fastai.vision.all import create_body, nn, partial, xresnet34, xresnet50
+from fastai.vision.all import F, create_body, nn, partial, xresnet34, xresnet50
 from fastcore.script import call_parse, store_true
 from fastprogress import progress_bar
 from skimage import data as photos
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
 from util import randomize
-from fastai_dilation.all import create_unet_model, multiply_adds, peak_memory, set_output_stride, time_in_turns
+from fastai_dilation.all import DilatedPool, create_unet_model, multiply_adds, peak_memory, set_output_stride, time_in_turns
+from fastai_dilation.evaluate import _grid_error
 
 class Last(nn.Module):
     "The last map of an encoder that makes a list of maps"
@@ -44,93 +47,154 @@ def smp_pair(name, T):
 
 pairs = {'timm resnet34d':(partial(timm_pair,xresnet34,'resnet34d'),(32,16,8)), 'timm resnet50d':(partial(timm_pair,xresnet50,'resnet50d'),(32,16,8)),
     'torchvision resnet50':(tv_pair,(16,8)), 'smp resnet34':(partial(smp_pair,'resnet34'),(16,8)), 'smp resnet50':(partial(smp_pair,'resnet50'),(16,8))}
+fmt = torch.contiguous_format
 
 def images(sz, n=2):
-    "Crops of two photos, with odd sides: `sz+1` pixels"
+    "Crops of two photos, with sides of `sz` pixels"
     res = [torch.tensor(o[:400,:400]).permute(2,0,1)[None].float()/127-1 for o in (photos.astronaut(), photos.coffee())]
-    return torch.nn.functional.interpolate(torch.cat(res)[:n], (sz+1,sz+1))
+    return F.interpolate(torch.cat(res)[:n], (sz,sz)).contiguous(memory_format=fmt)
 
 def step(m, x):
-    m.zero_grad()
     m(x).mean().backward()
+    m.zero_grad()
 
 @torch.no_grad()
 def fwd(m, x): m(x)
 
 @torch.no_grad()
-def error(m, native, x, r):
-    "Largest error on the native grid, every `r`th position, in parts of the largest feature; nan if there is no such grid"
-    y,want = m.eval()(x)[...,::r,::r],native.eval()(x)
-    return ((y-want).abs().max()/want.abs().max()).item() if y.shape==want.shape else np.nan
+def error(m, native, x, T):
+    "Largest error on the native grid, in parts of the largest feature; nan if there is no such grid"
+    y,want = m.eval()(x),native.eval()(x)
+    return _grid_error(y, want, 32//T) if y[...,::32//T,::32//T].shape==want.shape else np.nan
 
 def ratio(a, b):
     "Median of the paired ratios `a/b`, and how far the middle half of them is spread"
     q = np.quantile(a/b, (.25,.5,.75))
     return q[1],q[2]-q[0]
 
+def side_by_side(a, b, n):
+    "`ratio` of the times of `a` and `b`, called as a b b a, so that neither always comes second"
+    t = time_in_turns([a,b,b,a], n+1)
+    return ratio(np.concatenate([t[0],t[3]]), np.concatenate([t[1],t[2]]))
+
 def compare(name, T, x, n):
-    native,ours,theirs = pairs[name][0](T=T)
-    row = {'peer':name, 'output stride':T, 'error ours':error(ours,native,x,32//T), 'error theirs':error(theirs,native,x,32//T)}
-    for k,f,mode in (('forward',fwd,False), ('training',step,True)):
-        a,b = (partial(f, m.train(mode), x) for m in (ours,theirs))
-        row[f'{k} time'],row[f'{k} spread'] = ratio(*time_in_turns([a,b], n+1))
+    native,ours,theirs = [m.to(memory_format=fmt) for m in pairs[name][0](T=T)]
+    odd = x[...,:-3,:-5]
+    row = {'peer':name, 'output stride':T, 'error ours':error(ours,native,odd,T), 'error theirs':error(theirs,native,odd,T)}
+    for k,f,turns in (('forward',fwd,2*n), ('training',step,n)):
+        a,b = (partial(f, m.train(f is step), x) for m in (ours,theirs))
+        row[f'{k} time'],row[f'{k} spread'] = side_by_side(a, b, turns)
         row[f'{k} memory'] = peak_memory(a)/peak_memory(b)
     return row
 
-def unet(arch, T, x, n):
-    m = create_unet_model(arch, 11, x.shape[-2:], pretrained=False, output_stride=T)
-    base = create_unet_model(arch, 11, x.shape[-2:], pretrained=False)
-    t,spread = ratio(*time_in_turns([partial(step,o,x) for o in (m,base)], n+1))
-    return {'encoder':arch.__name__, 'output stride':T, 'parameters M':sum(p.numel() for p in m.parameters())/1e6, 'step time over 32':t, 'spread':spread,
-        'step memory MB':peak_memory(partial(step,m,x))/2**20}
+def unets(arch, x, Ts, n):
+    "A training step of U-Nets that differ in their output stride alone, in turns"
+    ms = [create_unet_model(arch, 11, x.shape[-2:], pretrained=False, output_stride=T).to(memory_format=fmt) for T in Ts]
+    fs = [partial(step,m,x) for m in ms]
+    ts = time_in_turns(fs, n+1)
+    res = []
+    for T,m,f,t in zip(Ts, ms, fs, ts):
+        r,spread = ratio(t, ts[0])
+        res.append({'encoder':arch.__name__, 'output stride':T, 'parameters M':sum(p.numel() for p in m.parameters())/1e6,
+            'multiply-adds G':multiply_adds(m,x)/1e9, 'step time':r, 'spread':spread, 'step MB':peak_memory(f)/2**20})
+    return res
 
 def growth(sz, T, n):
-    "A forward and the multiply-adds of xresnet34 over those of the native one at 224 px, in turns"
-    ms,xs = [create_body(set_output_stride(xresnet34(),t), cut=-4).eval() for t in (T,32)],[images(o, 1)[...,:-1,:-1] for o in (sz,224)]
+    "A forward of xresnet34, and its multiply-adds, over those of the native one at 224 px, in turns"
+    ms,xs = [create_body(set_output_stride(xresnet34(),t), cut=-4).eval().to(memory_format=fmt) for t in (T,32)],[images(o, 1) for o in (sz,224)]
     fs = [partial(fwd,m,x) for m,x in zip(ms,xs)]
-    t,spread = ratio(*time_in_turns(fs, n+1))
-    macs,mem = [multiply_adds(m,x) for m,x in zip(ms,xs)],[peak_memory(f) for f in fs]
-    return {'side':sz, 'output stride':T, 'time':t, 'spread':spread, 'memory':mem[0]/mem[1], 'multiply-adds':macs[0]/macs[1], 'rate':macs[0]/macs[1]/t}
+    t,spread = side_by_side(*fs, n)
+    (macs,macs0),(mem,mem0) = [multiply_adds(m,x) for m,x in zip(ms,xs)],[peak_memory(f) for f in fs]
+    return {'side':sz, 'output stride':T, 'time':t, 'spread':spread, 'memory':mem/mem0, 'multiply-adds':macs/macs0, 'rate':macs/macs0/t}
 
-def draw(df, path):
-    fig,axs = plt.subplots(1, 2, figsize=(10,4))
-    for ax,(k,o) in zip(axs, (('side',df[df['output stride']==32]), ('output stride',df[df.side==224]))):
+def kind(m):
+    if not isinstance(m,nn.Conv2d): return type(m).__name__
+    return f'conv {m.kernel_size[0]}x{m.kernel_size[0]}' + (', dilated' if max(m.dilation)>1 else '')
+
+def profile(arch, T, x, n):
+    "Share of each kind of layer in the time of a forward, %"
+    m,ts,start = create_body(set_output_stride(arch(),T), cut=-4).eval().to(memory_format=fmt),defaultdict(float),{}
+    def before(o, xb): start[o] = perf_counter()
+    def after(o, xb, y): ts[kind(o)] += perf_counter()-start[o]
+    fwd(m, x)
+    for o in m.modules():
+        if not [*o.children()] or isinstance(o,DilatedPool): o.register_forward_pre_hook(before), o.register_forward_hook(after)
+    total = sum(time_in_turns([partial(fwd,m,x)], n)[0])
+    ts = {k:v*(n-1)/n for k,v in ts.items()}
+    return {'network':arch.__name__, 'output stride':T, **{k:100*v/total for k,v in ts.items()}, 'additions and calls':100-100*sum(ts.values())/total}
+
+def phases(nf, sz, d, n):
+    "A dilated conv, over an ordinary one, and over the same by space-to-batch: `d*d` phases of the map as a batch, with and without rearranging them"
+    x,pad = torch.randn(2,nf,sz,sz).contiguous(memory_format=fmt),-sz%d
+    dilated,ordinary = (nn.Conv2d(nf, nf, 3, padding=o, dilation=o, bias=False).to(memory_format=fmt) for o in (d,1))
+    ordinary.load_state_dict(dilated.state_dict())
+    def split(x):
+        x = F.pad(x, (0,pad,0,pad)).unflatten(3,(-1,d)).unflatten(2,(-1,d))
+        return x.permute(3,5,0,1,2,4).flatten(0,2).contiguous(memory_format=fmt)
+    def join(x): return x.unflatten(0,(d,d,-1)).permute(2,3,4,0,5,1).flatten(4,5).flatten(2,3)[...,:sz,:sz]
+    batch = split(x)
+    with torch.no_grad():
+        assert torch.allclose(join(ordinary(batch)), dilated(x), atol=1e-4)
+        t,*ts = time_in_turns([lambda:dilated(x), lambda:ordinary(x), lambda:join(ordinary(split(x))), lambda:ordinary(batch)], n+1)
+    return dict(channels=nf, map=sz, dilation=d) | {f'over {k}':np.median(t/o) for k,o in zip(('ordinary','space-to-batch','its conv alone'), ts)}
+
+def draw(p, g, path):
+    fig,axs = plt.subplots(1, 3, figsize=(15,4.5))
+    for i,k in enumerate(('forward','training')):
+        axs[0].errorbar(p[f'{k} time'], np.arange(len(p))+.2*i, xerr=p[f'{k} spread']/2, fmt='o', label=k)
+    axs[0].axvline(1, c='gray', lw=1)
+    axs[0].set(yticks=range(len(p)), yticklabels=[f'{a} at {T}' for a,T in zip(p.peer,p['output stride'])], xlabel='time, ours over theirs (middle half)')
+    axs[0].invert_yaxis()
+    axs[0].legend()
+    for ax,(k,o) in zip(axs[1:], (('side',g[g['output stride']==32]), ('output stride',g[g.side==224]))):
         for y in ('time','memory','multiply-adds'): ax.plot(o[k], o[y], marker='o', label=y)
-        ax.set(xlabel=f'{k} (px)', ylabel='over xresnet34 at 32, 224 px', xscale='log', yscale='log', xticks=o[k])
+        ax.set(xlabel='side of the image, px' if k=='side' else k, ylabel='over xresnet34 at 32, 224 px', xscale='log', yscale='log', xticks=o[k])
         ax.set_xticklabels(o[k])
+        ax.yaxis.set_major_formatter('{x:g}')
         ax.minorticks_off()
         ax.legend()
     fig.tight_layout()
     fig.savefig(path, dpi=110)
 
+def verdict(x, spread=0., limit=1.):
+    "Do all of `x` keep the `limit`, but for half of their `spread`?"
+    worst = f'{np.max(x):.3g} at worst, {np.median(x):.3g} in the middle'
+    return f'{"holds" if np.all(x<=limit) else "holds within the spread" if np.all(x-spread/2<=limit) else "MISSED"} ({worst})'
+
 def show(title, df): print(f'\n### {title}\n\n{df.to_markdown(index=False, floatfmt=".3g")}')
 
 @call_parse
 def main(
-    quick:store_true=False,         # two minutes: smaller images, fewer turns
+    quick:store_true=False,         # two minutes: smaller images, fewer turns, output stride 8 alone
     out:str='compare',              # folder for the JSON and the chart
     channels_last:store_true=False, # memory format
 ):
     "Compare, and print Markdown"
-    out,sz,n = Path(out),128 if quick else 224,3 if quick else 7
-    out.mkdir(exist_ok=True, parents=True)
+    global fmt
     fmt = torch.channels_last if channels_last else torch.contiguous_format
-    x = images(sz).to(memory_format=fmt)
-    jobs = [partial(compare,k,T,x,n) for k,(_,Ts) in pairs.items() for T in Ts]
-    ux = images(sz, 1)[...,:-1,:-1].to(memory_format=fmt)
-    unets = [partial(unet,a,T,ux,1) for a in (xresnet34,xresnet50) for T in (32,16,8)]
-    sides,Ts = ((128,224,320),(32,16,8)) if quick else ((128,192,224,320,512),(32,16,8,4))
-    grows = [partial(growth,s,32,n) for s in sides]+[partial(growth,224,T,n) for T in Ts[1:]]
-    done = [f() for f in progress_bar(jobs+unets+grows)]
-    dfs = [pd.DataFrame(o) for o in (done[:len(jobs)], done[len(jobs):-len(grows)], done[-len(grows):])]
-    about = {o.__name__:o.__version__ for o in (torch,torchvision,timm,smp)}
-    about |= dict(python=platform.python_version(), threads=torch.get_num_threads(), memory_format=str(fmt), images=list(x.shape))
+    out,sz,n = Path(out),128 if quick else 224,1 if quick else 2
+    out.mkdir(exist_ok=True, parents=True)
+    x,sides,Ts = images(sz),(128,224,320) if quick else (128,192,224,320,512),(32,8) if quick else (32,16,8,4)
+    parts = {'Ours over theirs':[partial(compare,k,T,x,n) for k,(_,o) in pairs.items() for T in o if T==8 or not quick],
+        'U-Nets: a training step, over the one at 32':[partial(unets,a,x[:1],(32,16,8),2) for a in ((xresnet34,) if quick else (xresnet34,xresnet50))],
+        'How cost grows':[partial(growth,s,32,2*n) for s in sides]+[partial(growth,224,T,2*n) for T in Ts[1:]],
+        'Share of a forward, %':[partial(profile,a,T,x,4*n) for a in (xresnet34,xresnet50) for T in (32,8)],
+        'A dilated conv':[partial(phases,c,s,d,6*n) for c,s,d in ((256,28,2),(512,14,2),(512,28,2),(512,28,4))]}
+    done = iter([f() for f in progress_bar([f for fs in parts.values() for f in fs])])
+    dfs = {k:pd.DataFrame([r for o in [next(done) for _ in fs] for r in (o if isinstance(o,list) else [o])]) for k,fs in parts.items()}
+    about = {o.__name__:o.__version__ for o in (torch,torchvision,timm,smp)} | dict(python=platform.python_version(),
+        cpu=torch.backends.cpu.get_cpu_capability(), threads=torch.get_num_threads(), memory_format=str(fmt), images=list(x.shape))
     print('\n'+', '.join(f'{k} {v}' for k,v in about.items()))
-    for t,df in zip(('Ours over theirs','U-Nets: a training step','How cost grows'), dfs): show(t, df)
-    p,_,g = dfs
-    targets = {'error at most 1e-5':p['error ours'].max()<=1e-5, **{f'{k} at most 1.00 of the peer, within the spread':bool((p[k]<=1+p[k.replace('time','spread')]).all()) for k in ('forward time','training time')},
-        **{f'{k} at most 1.00 of the peer':bool((p[k]<=1.005).all()) for k in ('forward memory','training memory')}, 'multiply-add rate at least 0.95':bool((g[g.side==224].rate>=.95).all())}
-    print('\n'+'\n'.join(f'- {k}: {"holds" if v else "MISSED"}' for k,v in targets.items()))
-    draw(g, out/'compare.png')
-    (out/'compare.json').write_text(json.dumps(dict(about=about, targets={k:bool(v) for k,v in targets.items()}, **{k:df.to_dict('records') for k,df in zip(('peers','unets','growth'),dfs)}), indent=1))
+    for k,df in dfs.items(): show(k, df)
+    p,_,g,prof,_ = dfs.values()
+    dilated = g[(g.side==224) & (g['output stride']<32)]
+    targets = {'error at most 1e-5':verdict(p['error ours'], limit=1e-5)}
+    for k in ('forward','training'):
+        targets[f'{k} time at most 1.00 of the peer'] = verdict(p[f'{k} time'], p[f'{k} spread'])
+        targets[f'{k} memory at most 1.00 of the peer'] = verdict(p[f'{k} memory'])
+    targets['time per multiply-add at most 1/0.95 of native'] = verdict(1/dilated.rate, limit=1/.95)
+    targets['dilated pools at most 2 % of a forward'] = verdict(prof.DilatedPool.dropna(), limit=2)
+    print('\n'+'\n'.join(f'- {k}: {v}' for k,v in targets.items()))
+    draw(p, g, out/'compare.png')
+    (out/'compare.json').write_text(json.dumps(dict(about=about, targets=targets, **{k:json.loads(df.to_json(orient='records')) for k,df in dfs.items()}), indent=1))
     print(f'\n{(out/"compare.png").resolve()}')

@@ -95,7 +95,12 @@ def multiply_adds(
     *xb,   # its input, a batch
 )->float: # of one image of the batch
     "Multiply-adds of `model` for one image"
-    with FlopCounterMode(display=False) as c, torch.no_grad(): _twin(model)(*[o.detach().as_subclass(Tensor).to('meta') for o in xb])
+    modes = [(o,o.training) for o in model.modules()]
+    model.eval()
+    try:
+        with FlopCounterMode(display=False) as c, torch.no_grad(): model(*[o.as_subclass(Tensor) for o in xb])
+    finally:
+        for o,mode in modes: o.training = mode
     return c.get_total_flops()/2/len(xb[0])
 
 # %% ../nbs/04_evaluate.ipynb #997e0827
@@ -158,6 +163,7 @@ def output_stride_report(
 ): # a `DataFrame` with a row for each output stride
     "What the model of `learn` says at several output strides, with the same weights, and what that costs"
     dl,model = ifnone(dl, learn.dls.valid),get_model(learn.model)
+    if isinstance(model,DynamicUnet): raise ValueError('The decoder of a U-Net is built for the sizes of its encoder: build a learner at each output stride, and compare what each `validate()` says')
     with no_random(reproducible=False): native,batch = _native_stride(model),dl.one_batch()
     if len(batch)<=dl.n_inp: raise ValueError('`dl` has no targets to measure by: make it with `learn.dls.test_dl(items, with_labels=True)`')
     def at(T): return set_output_stride(deepcopy(model, {id(o):o for o in [*model.parameters(),*model.buffers()]}).eval(), T)

@@ -58,13 +58,15 @@ def _taps(self:DilatedPool, x, ax, k, s, p, kd):
     pool,d,n,avg = self.pool,self.dilation,x.shape[ax],type(self.pool) in _avgs
     whole = p==0 and k<=s and kd==1 if pool.ceil_mode else 2*p==kd*(k-1)
     sz = n if whole else _size(n, _cells(-(-n//d), kd*(k-1)+1, s, p, pool.ceil_mode), d, s)
-    x = F.pad(x/k if avg else x, [0,0]*(x.ndim-1-ax) + [d*p, sz-n + d*(kd*(k-1)-p)], value=0. if avg else -torch.inf)
-    taps = [x.narrow(ax, d*kd*t, sz) for t in range(k)]
+    def tap(i): return F.pad(x, [0,0]*(x.ndim-1-ax) + [-i, i+sz-n], value=0. if avg else -torch.inf) if i or not whole else x
+    taps = [tap(max(-sz, min(d*(kd*t-p), n))) for t in range(k)]
     if not avg: return reduce(torch.maximum, taps)
+    # a running mean: a sum could overflow in half precision
+    y = reduce(lambda y,o: y.lerp(o[1], 1/o[0]), enumerate(taps[1:],2), taps[0])
     pos = torch.arange(sz, device=x.device)[:,None] + d*(torch.arange(k, device=x.device)-p)
     edge = d*p if pool.count_include_pad else 0
     inside = ((pos>=-edge) & (pos<n+edge)).sum(1).view(-1, *[1]*(x.ndim-1-ax))
-    return sum(taps) * (k/inside).to(x.dtype)
+    return y * (k/inside).to(x.dtype)
 
 # %% ../nbs/00_layers.ipynb #4adfb8dc
 @patch
