@@ -119,7 +119,7 @@ def _dilate(m, d, stride=None):
 def _traded(stride, dilation, first_dilation):
     "The dilation in front of a block with these arguments, and the stride that it has natively"
     d = ifnone(first_dilation, dilation)
-    if d<1 or dilation%d or (stride>1 and dilation>1):
+    if min(d,dilation)<1 or dilation%d or (stride>1 and dilation>1):
         raise ValueError(f'A block has a stride, or a `dilation` that is a multiple of `first_dilation`, not {stride=}, {dilation=}, {first_dilation=}')
     return d,stride*dilation//d
 

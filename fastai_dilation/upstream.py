@@ -361,5 +361,9 @@ def main(
             txt = _run('git', 'format-patch', '-1', '--stdout', cwd=root) if checkout else _run('git', 'diff', *change, cwd=root)
         finally:
             if checkout: _run('git', 'worktree', 'remove', '--force', root, cwd=checkout)
-    out.write_text(txt, encoding='utf-8')
+    part = out.with_name(f'{out.name}.part')
+    try:
+        part.write_text(txt, encoding='utf-8')
+        part.rename(out)
+    finally: part.unlink(missing_ok=True)
     print(f'{stat}{out.resolve()}')

@@ -1,11 +1,12 @@
 "Two processes train a dilated net with fastai's `distrib_ctx`, on the CPU: test_hard_use.py runs it"
 import sys, torch
+from pathlib import Path
 from torch import nn
 from fastai.vision.all import Callback, DataLoaders, Learner, SGD
 from fastai.data.load import DataLoader
 from fastai.distributed import DistributedDL
 from fastai.vision.models.xresnet import xresnet18
-from fastai_dilation.all import set_output_stride
+from lib import set_output_stride
 
 class FrozenNorms(Callback):
     "Batch statistics of half a batch are others: leave them out of the comparison"
@@ -34,8 +35,8 @@ def main(out):
     learn = learner(4, range(16))
     with learn.no_bar(), learn.no_logging(), learn.distrib_ctx(sync_bn=False): learn.fit(2)
     rank = torch.distributed.get_rank()
-    if rank==0: learn.path,learn.model_dir = out,'.'
-    torch.save(learn.losses.all, f'{out}/losses{rank}.pt')
-    if rank==0: torch.save(learn.model.state_dict(), f'{out}/model.pth')
+    torch.save(learn.losses.all, out/f'losses{rank}.pt')
+    learn.path = out
+    learn.save('there')
 
-if __name__=='__main__': main(sys.argv[1])
+if __name__=='__main__': main(Path(sys.argv[1]))

@@ -2,7 +2,7 @@
 import math, random
 import numpy as np, pytest, timm, torch, torchvision.models as tvm
 from torch import nn
-from fastai.vision.all import BCEWithLogitsLossFlat, Callback, DataLoaders, Learner, MSELossFlat, SaveModelCallback, accuracy, accuracy_multi, mae
+from fastai.vision.all import BCEWithLogitsLossFlat, Callback, DataLoaders, Learner, MSELossFlat, SaveModelCallback, accuracy, accuracy_multi, mae, noop
 from fastai.vision.models import xresnet
 from fastai_dilation.all import create_unet_model, get_output_stride, set_output_stride, unet_learner, vision_learner
 from fastai_dilation.all import multiply_adds, output_stride_report, peak_memory, pool_over
@@ -52,6 +52,15 @@ def test_multiply_adds():
     x = torch.randn(4,3,32,32)
     assert multiply_adds(m, x)==16*16*27*8 + 8*8*72*16 + 16*5
     assert multiply_adds(set_output_stride(m,2), x)==16*16*27*8 + 16*16*72*16 + 16*5
+
+def test_multiply_adds_unet():
+    "In the middle of training, which goes on as it was"
+    m,x = create_unet_model(xresnet.xresnet18, 2, (64,64), pretrained=False, output_stride=8),torch.randn(2,3,64,64)
+    m[0].eval()
+    m(x).mean().backward()
+    modes,ts = [o.training for o in m.modules()],tensors(m)
+    n = multiply_adds(m, x)
+    assert n==multiply_adds(m, x[:1])>multiply_adds(m[0], x)>0 and [o.training for o in m.modules()]==modes and same(m, ts)
 
 def test_peak_memory(capfd):
     assert peak_memory(lambda: torch.zeros(2**20) + torch.zeros(2**20))==12*2**20
@@ -117,4 +126,6 @@ def test_other_tasks(loss, metric, y):
 
 def test_unet_refused(path):
     learn = unet_learner(seg_dls(path), xresnet.xresnet18, pretrained=False)
-    with pytest.raises(ValueError, match='Build the learner anew'): output_stride_report(learn)
+    for f in (noop, lambda o: o.mean().backward()):
+        f(learn.model(learn.dls.one_batch()[0]))
+        with pytest.raises(ValueError, match='build a learner at each output stride'): output_stride_report(learn)

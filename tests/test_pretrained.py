@@ -2,6 +2,7 @@
 import os, pickle, sys
 from pathlib import Path
 import pytest, timm, torch
+from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import save_file
 from huggingface_hub import constants as hub_constants
 from fastai.vision.all import Normalize, create_body
@@ -118,6 +119,17 @@ def test_unreadable(t18, tmp_path, monkeypatch):
     assert not (tmp_path/'evil').exists()
     for f in ('gone.pth', Path('gone')):
         with pytest.raises(FileNotFoundError, match='gone'): load_weights(m, f)
+    assert same(m, ts)
+
+@settings(max_examples=int(os.environ.get('MAX_EXAMPLES',60)), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_cut_anywhere(t18, data):
+    "However much of a checkpoint is there, less than all of it is refused"
+    path,nm = t18[0],data.draw(st.sampled_from(['t.pth','t.safetensors']))
+    whole,m = (path/nm).read_bytes(),net('xresnet18')
+    ts,f = tensors(m),path/f'cut_{nm}'
+    f.write_bytes(whole[:data.draw(st.integers(0,len(whole)-1))])
+    with pytest.raises(ValueError, match=f.name): load_weights(m, f)
     assert same(m, ts)
 
 def test_misfits(t18, tmp_path):

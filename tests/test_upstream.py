@@ -1,5 +1,5 @@
 "The pull request: patches for a checkout made of the installed fastai, and this package's own tests on the patched fastai"
-import os, re, shutil, subprocess, sys
+import errno, os, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest, torch
 from fastai.vision.models.xresnet import xresnet18
@@ -63,13 +63,15 @@ def test_notebooks(first, second, nb):
     for o in (first,second): assert 'Success.' in python(o, '-c', f'import nbdev.test as m; m.nbdev_test("nbs/{nb}.ipynb")')
 
 behaviour = ['test_layers.py','test_xresnet.py','test_learner.py']
+@pytest.mark.slow
 @pytest.mark.parametrize('file', behaviour)
 def test_behaviour(first, file):
-    "This package's tests, without this package"
-    out = python(first, '-m', 'pytest', '-q', '-n', '0', '-p', 'no:cacheprovider', root/'tests'/file, TEST_UPSTREAM='1', MAX_EXAMPLES='40')
+    "This package's tests, without this package (the largest networks left out, and fewer drawn)"
+    out = python(first, '-m', 'pytest', '-q', '-n', '0', '-p', 'no:cacheprovider', root/'tests'/file, '-k', 'not 152 and not 101 and not ks=31', TEST_UPSTREAM='1', MAX_EXAMPLES='20')
     print(out)
     assert ' passed' in out and ' failed' not in out
 
+@pytest.mark.slow
 def test_behaviour_of_weights(second):
     assert ' passed' in python(second, '-m', 'pytest', '-q', '-n', '0', '-p', 'no:cacheprovider', root/'tests'/'test_pretrained.py', TEST_UPSTREAM='1')
 
@@ -128,6 +130,17 @@ def test_refusals(checkout, first, tmp):
         if (o/'.git').exists(): assert git('worktree', 'list', cwd=o).count('\n')==1
     for o in (tmp/'first.patch', tmp/'no'/'a.patch'):
         with pytest.raises(SystemExit, match='new file in a folder that exists'): main(repo=checkout, out=o)
+
+def test_half_a_patch(checkout, tmp, monkeypatch):
+    "A disk that is full in the middle of the patch: an error, and no half of it stays"
+    write = Path.write_text
+    def full(self, txt, *args, **kwargs):
+        if not self.name.startswith('half'): return write(self, txt, *args, **kwargs)
+        write(self, txt[:100], *args, **kwargs)
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(Path, 'write_text', full)
+    with pytest.raises(OSError, match='No space'): main(repo=checkout, out=tmp/'half.patch')
+    assert not [*tmp.glob('half*')]
 
 def test_command(checkout, tmp):
     exe = Path(sys.executable).with_name('fastai-dilation-pr')
