@@ -148,7 +148,7 @@ def draw(p, g, path):
     axs[0].axvline(1, c='gray', lw=1)
     axs[0].set(yticks=range(len(p)), yticklabels=[f'{a} at {T}'+'*'*(not o) for a,T,o in zip(p.peer,p['output stride'],p['same ops'])], xlabel='time, ours over theirs (middle half)\n* the operations differ')
     axs[0].invert_yaxis()
-    axs[0].legend()
+    axs[0].legend(loc='lower left')
     for ax,(k,o) in zip(axs[1:], (('side',g[g['output stride']==32]), ('output stride',g[g.side==224]))):
         for y in ('time','memory','multiply-adds'): ax.plot(o[k], o[y], marker='o', label=y)
         ax.set(xlabel='side of the image, px' if k=='side' else k, ylabel='over xresnet34 at 32, 224 px', xscale='log', yscale='log', xticks=o[k])
