@@ -16,6 +16,7 @@ se = [o for o in names if o.startswith('xse_') and not o.endswith(('101','152'))
 nets = {**{o:getattr(xresnet,o) for o in se+['xresnet18','xresnet34','xresnet18_deep','xresnext50']}, 'resnet18':tvm.resnet18, 'vgg11_bn':tvm.vgg11_bn,
     'efficientnet_b0':tvm.efficientnet_b0, 'mobilenet_v3_small':tvm.mobilenet_v3_small, 'timm resnet18d':lambda: timm.create_model('resnet18d')}
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', nets)
 def test_answers(name):
     "Over the native grid a classifier's answers, and the features of a net with SE, are the native ones; it can be undone"

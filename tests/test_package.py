@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 root = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
 
 def run(code, *args, path=True):
     "Output of `code` in a new process; without `path`, one that cannot import fastai_dilation"

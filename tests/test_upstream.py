@@ -7,6 +7,7 @@ from fastai_dilation.upstream import _where, main, reconstruct
 from util import randomize
 
 root = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
 def git(*args, cwd): return subprocess.run(['git',*args], cwd=cwd, check=True, capture_output=True, text=True).stdout
 
 @pytest.fixture(scope='module')
@@ -63,7 +64,6 @@ def test_notebooks(first, second, nb):
     for o in (first,second): assert 'Success.' in python(o, '-c', f'import nbdev.test as m; m.nbdev_test("nbs/{nb}.ipynb")')
 
 behaviour = ['test_layers.py','test_xresnet.py','test_learner.py']
-@pytest.mark.slow
 @pytest.mark.parametrize('file', behaviour)
 def test_behaviour(first, file):
     "This package's tests, without this package (the largest networks left out, and fewer drawn)"
@@ -71,7 +71,6 @@ def test_behaviour(first, file):
     print(out)
     assert ' passed' in out and ' failed' not in out
 
-@pytest.mark.slow
 def test_behaviour_of_weights(second):
     assert ' passed' in python(second, '-m', 'pytest', '-q', '-n', '0', '-p', 'no:cacheprovider', root/'tests'/'test_pretrained.py', TEST_UPSTREAM='1')
 

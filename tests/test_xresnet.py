@@ -101,6 +101,7 @@ def test_invariant_drawn(dtype, tol, n):
         check(m.to(dtype), [x.to(dtype)], [s**data.draw(st.integers(0,round(math.log(T0,s))-1))], tol=tol)
     f()
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', names)
 def test_names(name):
     "Same parameters, names and random numbers at every output stride; strict loads both ways"
@@ -207,6 +208,7 @@ spoilers = [lambda nf: nn.Conv2d(nf,nf,4,1,2), lambda nf: nn.Conv2d(nf,nf,2), la
     lambda nf: nn.ConvTranspose2d(nf,nf,2,2), lambda nf: nn.PixelShuffle(2)]
 wrong = [st.integers().filter(lambda o: o not in (1,2,4,8,16,32)), st.floats(), st.text(), st.booleans(), st.none(), st.lists(st.integers()), st.binary()]
 
+@pytest.mark.slow
 @settings(max_examples=int(os.environ.get('MAX_EXAMPLES',250)), deadline=None)
 @given(st.data())
 def test_refused_drawn(data):
