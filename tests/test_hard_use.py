@@ -44,12 +44,13 @@ def test_bfloat16(f, name, T):
     "Autocast keeps its type, and stays as near to float32 as the native net does"
     def off(T):
         torch.manual_seed(0)
-        m,x = f(name,T),torch.randn(2,3,64,96)
+        m,x = f(name,T),torch.randn(2,3,97,65)
         with torch.no_grad(), torch.autocast('cpu', torch.bfloat16): y = m(x)
         assert y.dtype==torch.bfloat16
         with torch.no_grad(): want = m(x)
         return ((y-want).abs().max()/want.abs().max()).item()
-    assert off(T)<max(.1, 3*off(32))
+    # the U-Nets of two strides have decoders of their own
+    assert off(T)<max(.05 if f is classifier else .1, 3*off(32))
 
 @kinds
 def test_channels_last(f, name, T):
