@@ -1,150 +1,303 @@
-"The pull request: patches for a checkout made of the installed fastai, and this package's own tests on the patched fastai"
-import errno, os, re, shutil, subprocess, sys
+"The pull request: patches for a checkout made of the installed fastai, and what the patched fastai does without this package"
+import os, shutil, subprocess, sys
+from inspect import getsource
 from pathlib import Path
-import pytest, torch
-from fastai.vision.models.xresnet import xresnet18
-from fastai_dilation.upstream import _where, main, reconstruct
-from util import randomize
+import pytest
+from fastcore.utils import exec_local
+from fastai_dilation import upstream
+from fastai_dilation.upstream import main, stack
+from reconstruct import git, lib, reconstruct
 
-root = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
-def git(*args, cwd): return subprocess.run(['git',*args], cwd=cwd, check=True, capture_output=True, text=True).stdout
+mods = ['fastai/layers.py','fastai/vision/learner.py','fastai/vision/models/xresnet.py']
+nbs = ['nbs/01_layers.ipynb','nbs/11_vision.models.xresnet.ipynb','nbs/21_vision.learner.ipynb']
 
 @pytest.fixture(scope='module')
 def tmp(tmp_path_factory): return tmp_path_factory.mktemp('upstream')
 @pytest.fixture(scope='module')
-def checkout(tmp): return reconstruct(tmp/'checkout', _where('fastai'))
+def checkout(tmp): return reconstruct(tmp/'checkout')
+@pytest.fixture(scope='module')
+def patches(checkout, tmp):
+    main(repo=checkout, out=tmp/'patches')
+    return sorted((tmp/'patches').iterdir())
 
-def applied(checkout, tmp, name, **kwargs):
-    "A copy of `checkout` with its patch applied, as one commit"
-    main(repo=checkout, out=tmp/f'{name}.patch', **kwargs)
-    git('clone', '-q', checkout, tmp/name, cwd=tmp)
-    git('config', 'user.name', 'a', cwd=tmp/name), git('config', 'user.email', 'a@b', cwd=tmp/name)
-    git('am', tmp/f'{name}.patch', cwd=tmp/name)
-    return tmp/name
+def clone(checkout, dest, *patches):
+    "A copy of `checkout` with `patches` applied"
+    git('clone', '-q', checkout, dest, cwd=checkout)
+    for k,v in (('user.name','a'),('user.email','a@b')): git('config', k, v, cwd=dest)
+    if patches: git('am', '-q', *patches, cwd=dest)
+    return dest
 
 @pytest.fixture(scope='module')
-def first(checkout, tmp): return applied(checkout, tmp, 'first')
+def first(checkout, patches, tmp): return clone(checkout, tmp/'first', *patches[:2])
 @pytest.fixture(scope='module')
-def second(first, tmp): return applied(first, tmp, 'second', pretrained=True)
+def second(checkout, patches, tmp): return clone(checkout, tmp/'second', *patches)
 
-def python(tree, *args, dilation=False, **env):
-    "Run Python with the fastai of `tree`; without `dilation`, fastai_dilation cannot be imported there"
-    site = tree.parent/f'{tree.name}_site'
-    site.mkdir(exist_ok=True)
-    (site/'fastai_dilation.py').write_text('raise ImportError("this is a test without fastai_dilation")')
-    path = os.pathsep.join([str(tree), str(root if dilation else site)])
-    env = {**{k:v for k,v in os.environ.items() if k!='IN_TEST'}, 'PYTHONPATH':path, 'PYTHONWARNINGS':'ignore', **env}
+def python(tree, *args):
+    "Run Python on one thread with the fastai in `tree`"
+    env = {k:v for k,v in os.environ.items() if k!='IN_TEST'}
+    env.update(PYTHONPATH=os.pathsep.join(map(str,[tree,Path(__file__).parent])), PYTHONWARNINGS='ignore', OMP_NUM_THREADS='1')
     res = subprocess.run([sys.executable,*args], env=env, cwd=tree, capture_output=True, text=True)
     assert res.returncode==0, res.stdout[-5000:]+res.stderr[-5000:]
     return res.stdout
 
-def test_patch(checkout, first, tmp):
-    "Applies to a pristine tree, comes off again, touches what it says it touches, and leaves the checkout alone"
-    git('apply', '--check', tmp/'first.patch', cwd=checkout)
+def run(tree, f, *args):
+    "What the function `f` prints in a process of its own, with the fastai in `tree`; fastai_dilation cannot be imported there"
+    top = 'import sys, torch, fastai\nfrom fastcore.test import *\nsys.modules["fastai_dilation"] = None\ntorch.set_num_threads(1)\n'
+    top += f'assert fastai.__file__.startswith({str(tree)!r})\n'
+    return python(tree, '-c', f'{top}{getsource(f)}{f.__name__}(*{tuple(map(str,args))!r})')
+
+# the patches
+
+def test_patches(checkout, patches, second):
+    "They apply in their order, come off again, touch what they say they touch, and leave the checkout alone"
+    assert [o.name[:8] for o in patches]==['0000-Max','0001-Add','0002-xre']
+    assert git('log', '--reverse', '--format=%s', 'HEAD~3..', cwd=second).splitlines()==[o[0] for o in stack]
+    assert '62282' in git('log', '-1', '--format=%b', 'HEAD~1', cwd=second) and '##' in git('log', '-1', '--format=%b', 'HEAD~1', cwd=second)
     assert git('status', '--porcelain', cwd=checkout)=='' and git('worktree', 'list', cwd=checkout).count('\n')==1
-    files = git('diff', '--name-only', 'HEAD~1', cwd=first).split()
-    mods = ['fastai/layers.py','fastai/vision/learner.py','fastai/vision/models/xresnet.py']
-    assert files==['fastai/_modidx.py',*mods,'nbs/01_layers.ipynb','nbs/11_vision.models.xresnet.ipynb','nbs/21_vision.learner.ipynb']
-    gone = [o for o in git('diff', '-U0', 'HEAD~1', '--', *mods, cwd=first).splitlines() if re.match('-[^-]',o) and '__all__' not in o and not re.match(r"- +'", o)]
-    assert len(gone)<=15, gone
-    git('apply', '-R', tmp/'first.patch', cwd=first)
-    assert git('diff', 'HEAD~1', cwd=first)==''
-    git('checkout', '-q', '.', cwd=first)
-    assert git('log', '-1', '--format=%s', cwd=first).startswith('Add output_stride') and '62282' in git('log', '-1', '--format=%b', cwd=first)
+    def files(n): return git('diff', '--name-only', f'HEAD~{n+1}', f'HEAD~{n}', cwd=second).split()
+    assert files(2)==[mods[0],nbs[0]] and files(1)==['fastai/_modidx.py',*mods,*nbs] and files(0)==['fastai/_modidx.py',mods[2],nbs[1]]
+    for o in reversed(patches): git('apply', '-R', o, cwd=second)
+    assert git('diff', 'HEAD~3', cwd=second)==''
+    git('checkout', '-q', '.', cwd=second)
 
-def test_modules_alone(tmp, first):
-    "Without a checkout: the same change of the modules"
-    main(out=tmp/'modules.patch')
-    assert (tmp/'modules.patch').read_text()==git('diff', 'HEAD~1', '--', 'fastai', cwd=first)
+def test_budget(second):
+    "How small it is: lines of the modules, with `__all__`"
+    def lines(n): return [sum(o) for o in zip(*[map(int,o.split()[:2]) for o in git('diff', '--numstat', f'HEAD~{n+1}', f'HEAD~{n}', '--', *mods, cwd=second).splitlines()])]
+    plus,minus = lines(1)
+    assert plus<=45 and minus<=20 and f'{plus} lines added and {minus} removed' in stack[1][1], (plus,minus)
+    for n in (2,1,0): assert '+{} -{}'.format(*lines(n)) in (Path(__file__).parent.parent/'CONTRIBUTING.md').read_text()
+    assert max(len(o) for o in git('diff', 'HEAD~3', '-U0', '--', *mods, cwd=second).splitlines() if o.startswith('+'))<=160
 
-@pytest.mark.parametrize('nb', ['01_layers','11_vision.models.xresnet','15a_vision.models.unet','21_vision.learner'])
-def test_notebooks(first, second, nb):
+def test_export(second):
+    "In the patched tree nbdev has nothing left to do, but for the empty entries of the index"
+    idx = second/'fastai'/'_modidx.py'
+    was = exec_local(idx.read_text(), 'd')
+    python(second, '-c', 'import nbdev.doclinks as a, nbdev.clean as b; a.nbdev_export(); b.nbdev_clean()')
+    assert git('status', '--porcelain', cwd=second).split()==['M','fastai/_modidx.py']
+    assert exec_local(idx.read_text(), 'd')=={**was, 'syms':{k:v for k,v in was['syms'].items() if v}}
+    git('checkout', '-q', '.', cwd=second)
+
+@pytest.mark.parametrize('nb', nbs)
+def test_notebooks(second, nb):
     "The new test cells run, after the exported cells of their notebook"
-    for o in (first,second): assert 'Success.' in python(o, '-c', f'import nbdev.test as m; m.nbdev_test("nbs/{nb}.ipynb")')
+    assert 'Success.' in python(second, '-c', f'import nbdev.test as m; m.nbdev_test({nb!r})')
 
-behaviour = ['test_layers.py','test_xresnet.py','test_learner.py']
-@pytest.mark.parametrize('file', behaviour)
-def test_behaviour(first, file):
-    "This package's tests, without this package (the largest networks left out, and fewer drawn)"
-    out = python(first, '-m', 'pytest', '-q', '-n', '0', '-p', 'no:cacheprovider', root/'tests'/file, '-k', 'not 152 and not 101 and not 31', TEST_UPSTREAM='1', MAX_EXAMPLES='20')
-    print(out)
-    assert ' passed' in out and ' failed' not in out
+# what it refuses
 
-def test_behaviour_of_weights(second):
-    assert ' passed' in python(second, '-m', 'pytest', '-q', '-n', '0', '-p', 'no:cacheprovider', root/'tests'/'test_pretrained.py', TEST_UPSTREAM='1')
-
-def test_existing_networks(first, tmp):
-    "What was pickled with fastai as it is loads, and says the same, bit for bit; so does a network that is built again"
-    m,x = randomize(xresnet18()),torch.randn(1,3,65,97)
-    torch.save((m,m(x),x), tmp/'m.pt')
-    torch.manual_seed(0)
-    torch.save(xresnet18().state_dict(), tmp/'sd.pt')
-    code = f"""import torch
-from fastai.vision.all import *
-m,y,x = torch.load(r'{tmp}/m.pt', weights_only=False)
-assert m(x).equal(y)
-torch.manual_seed(0)
-sd,old = xresnet18().state_dict(),torch.load(r'{tmp}/sd.pt')
-assert list(sd)==list(old) and all(a.equal(b) for a,b in zip(sd.values(),old.values()))
-assert m(x).equal(set_output_stride(set_output_stride(m,8),32)(x))"""
-    python(first, '-c', code)
-
-def test_steps_aside(first):
-    "fastai_dilation on top of the patched fastai: its functions are fastai's"
-    code = """from fastai.vision.all import *
-from fastai.vision import learner
-from fastai.vision.models import xresnet
-theirs = [XResNet.__init__,ResBlock.__init__,ConvLayer.__init__,set_output_stride,DilatedPool,create_unet_model,Learner.set_output_stride]
-import fastai_dilation.layers, fastai_dilation.xresnet, fastai_dilation.learner
-assert theirs[:3]==[XResNet.__init__,ResBlock.__init__,ConvLayer.__init__]
-import fastai_dilation.all as fd
-assert theirs[3:]==[fd.set_output_stride,fd.DilatedPool,fd.create_unet_model,Learner.set_output_stride]
-m = fd.pool_over(xresnet18(output_stride=8).eval())
-x = torch.randn(1,3,65,64)
-test_close(m(x), fd.set_output_stride(m,32)(x), eps=1e-4)"""
-    python(first, '-c', code.replace('import learner\n','import learner\nfrom fastcore.test import test_close\n'), dilation=True)
-
-def changed(checkout, tmp, name, f):
+def changed(checkout, dest, f):
     "A copy of `checkout` in which `f` has changed the text of a notebook"
-    git('clone', '-q', checkout, tmp/name, cwd=tmp)
-    nb = tmp/name/'nbs'/'01_layers.ipynb'
+    nb = clone(checkout, dest)/nbs[0]
     nb.write_text(f(nb.read_text()))
-    git('-c','user.name=a','-c','user.email=a@b','commit', '-qam', 'x', cwd=tmp/name)
-    return tmp/name
+    git('commit', '-qam', 'x', cwd=dest)
+    return dest
 
-def test_refusals(checkout, first, tmp):
-    "What does not fit is an error that says which; no file is written, and no worktree stays"
-    dirty,other = tmp/'dirty',tmp/'other'
-    git('clone', '-q', checkout, dirty, cwd=tmp)
+def refused(repo, out, msg):
+    "`main` says `msg` and leaves nothing behind"
+    was = {*out.parent.iterdir()} if out.parent.is_dir() else set()
+    with pytest.raises((SystemExit,KeyboardInterrupt), match=f'(?s){msg}'): main(repo=repo, out=out)
+    assert was==({*out.parent.iterdir()} if out.parent.is_dir() else set())
+    if (Path(repo)/'.git').exists(): assert git('worktree', 'list', cwd=repo).count('\n')==1
+
+def test_refusals(checkout, second, tmp):
+    "What does not fit is an error that says which"
+    dirty,other = clone(checkout, tmp/'dirty'),tmp/'other'
     (dirty/'new.txt').write_text('')
     shutil.copytree(checkout, other)
     (other/'pyproject.toml').write_text('[project]\nname = "other"\n')
-    gone = changed(checkout, tmp, 'gone', lambda s: s.replace('pool=AvgPool, pool_first=True','pool=AvgPool'))
-    twice = changed(checkout, tmp, 'twice', lambda s: s.replace('class SEModule','class ResBlock(Module)').replace('def SEBlock(','# class ResBlock(Module)\\ndef SEBlock('))
-    cases = [(dirty,'new.txt'), (other,'no checkout of fastai'), (gone,'pool_first=True.*0 times'), (twice,'2 exported cells have `class ResBlock'), (first,'already'), (tmp,'no git checkout'), (tmp/'no','no git')]
-    for o,msg in cases:
-        with pytest.raises(SystemExit, match=f'(?s){msg}'): main(repo=o, out=tmp/'none.patch')
-        assert not (tmp/'none.patch').exists()
-        if (o/'.git').exists(): assert git('worktree', 'list', cwd=o).count('\n')==1
-    for o in (tmp/'first.patch', tmp/'no'/'a.patch'):
-        with pytest.raises(SystemExit, match='new file in a folder that exists'): main(repo=checkout, out=o)
+    git('commit', '-qam', 'x', cwd=other)
+    gone = changed(checkout, tmp/'gone', lambda s: s.replace('pool=AvgPool, pool_first=True','pool=AvgPool'))
+    twice = changed(checkout, tmp/'twice', lambda s: s.replace('class ParameterModule(Module)','class ResBlock(Module)'))
+    half = changed(checkout, tmp/'half', lambda s: s.replace('    pool=AvgPool, pool_first=True','    pool=AvgPool, dilation=1, first_dilation=None, pool_first=True'))
+    cases = [(dirty,'has changes.*new.txt'), (other,'no checkout of fastai'), (gone,'01_layers.*pool_first=True.*are 0'), (twice,'with `class ResBlock.*are 2'),
+        (second,'has all of this already'), (tmp,'not a git repository'), (tmp/'no','No such file.*no$')]
+    for o,msg in cases: refused(o, tmp/'none', msg)
+    for o in (tmp/'patches', tmp/'no'/'a'): refused(checkout, o, 'new folder in one that exists')
+    main(repo=half, out=tmp/'half_patches') # a change beside the words that an edit holds on to does no harm
+    assert 'dilation=1, first_dilation=None, pool_first=True, dilation=1' in (tmp/'half_patches'/'0001-Add-output_stride-trade-the-strides-of-a-network-for.patch').read_text()
 
-def test_half_a_patch(checkout, tmp, monkeypatch):
-    "A disk that is full in the middle of the patch: an error, and no half of it stays"
-    write = Path.write_text
-    def full(self, txt, *args, **kwargs):
-        if not self.name.startswith('half'): return write(self, txt, *args, **kwargs)
-        write(self, txt[:100], *args, **kwargs)
-        raise OSError(errno.ENOSPC, 'No space left on device')
-    monkeypatch.setattr(Path, 'write_text', full)
-    with pytest.raises(OSError, match='No space'): main(repo=checkout, out=tmp/'half.patch')
-    assert not [*tmp.glob('half*')]
+def test_no_git(checkout, tmp, monkeypatch):
+    monkeypatch.setenv('PATH', str(tmp/'no'))
+    with pytest.raises(SystemExit, match='git: No such file'): main(repo=checkout, out=tmp/'none')
 
-def test_command(checkout, tmp):
+def test_half_a_folder(checkout, tmp, monkeypatch):
+    "A disk that is full after the first patch, and a Ctrl-C: an error, and no half of the folder stays"
+    (tmp/'bin').mkdir()
+    fake,real = tmp/'bin'/'git',shutil.which('git')
+    fake.write_text(f'#!/bin/sh\ncase "$*" in *format-patch*) "{real}" "$@"; echo "No space left on device" >&2; exit 128;; esac\nexec "{real}" "$@"\n')
+    fake.chmod(0o755)
+    with monkeypatch.context() as m:
+        m.setenv('PATH', f"{tmp/'bin'}{os.pathsep}{os.environ['PATH']}")
+        refused(checkout, tmp/'none', 'No space left')
+    def stop(*args): raise KeyboardInterrupt('stop')
+    monkeypatch.setattr(upstream, '_commit', stop)
+    refused(checkout, tmp/'none', 'stop')
+
+def test_later(first, tmp):
+    "Where fastai has the first two, only the third is left"
+    main(repo=first, out=tmp/'later')
+    assert [o.name[:4] for o in (tmp/'later').iterdir()]==['0002']
+
+def test_command(checkout, patches, tmp):
     exe = Path(sys.executable).with_name('fastai-dilation-pr')
     if not exe.exists(): pytest.skip('the package is not installed')
-    res = subprocess.run([exe, '--repo', checkout, '--out', tmp/'cli.patch'], capture_output=True, text=True)
-    assert res.returncode==0 and '7 files changed' in res.stdout and (tmp/'cli.patch').exists(), res.stderr
-    res = subprocess.run([exe, '--repo', tmp, '--out', tmp/'cli2.patch'], capture_output=True, text=True)
-    assert res.returncode==1 and 'is no git checkout' in res.stderr and 'Traceback' not in res.stderr
+    res = subprocess.run([exe, '--repo', checkout, '--out', 'cli'], cwd=tmp, capture_output=True, text=True)
+    assert res.returncode==0 and '7 files changed' in res.stdout, res.stderr
+    def diffs(o): return o.read_text().partition('\n---\n')[2]
+    assert [diffs(o) for o in sorted((tmp/'cli').iterdir())]==[diffs(o) for o in patches]
+    res = subprocess.run([exe, '--repo', tmp, '--out', tmp/'cli2'], capture_output=True, text=True)
+    assert res.returncode==1 and 'not a git repository' in res.stderr and 'Traceback' not in res.stderr
+
+# the patched fastai
+
+def exactness():
+    "On the native grid a dilated net is the native one; random numbers and names are the same"
+    from torch import nn
+    from fastai.vision.models import xresnet
+    from util import close, randomize
+    def build(seed=0, **kwargs):
+        torch.manual_seed(seed)
+        m = getattr(xresnet,nm)(**kwargs)
+        return m,torch.rand(1)
+    def feats(m, x): return nn.Sequential(*list(m)[:-4])(x)
+    def check(T, native, xs, **kwargs):
+        (a,ra),(b,rb) = build(**kwargs),build(output_stride=T, **kwargs)
+        assert ra.equal(rb) and list(a.state_dict())==list(b.state_dict())
+        assert all(p.equal(q) for p,q in zip(a.state_dict().values(), b.state_dict().values()))
+        b.load_state_dict(randomize(a).state_dict())
+        with torch.no_grad(): return max(close(feats(b.eval(),x)[(...,*[slice(None,None,native//int(T))]*(x.ndim-2))], feats(a,x)) for x in xs)
+    xs,worst = [torch.randn(1,3,97,75),torch.randn(1,3,30,31)],0
+    for nm,native in dict(xresnet18=32, xresnet34=32, xresnet50=32, xresnext18=32, xresnext50=32, xresnet18_deep=128, xresnet18_deeper=512).items():
+        for T in [2**i for i in range(2,10) if 2**i<=native]: worst = max(worst, check(T, native, xs))
+    nm = 'xresnet18'
+    worst = max(worst, check(8, 32, [torch.randn(2,2,203)], ndim=1, c_in=2, ks=15), check(8, 32, [torch.randn(1,3,32,17,32)], ndim=3, widen=.5),
+        check(9, 243, [torch.randn(1,3,100,130)], stride=3, widen=.25), check(16, 1024, [torch.randn(1,3,100,130)], stride=4, widen=.25),
+        check(8, 32, xs, pool_first=False), check(8., 32, xs, stem_szs=(8,8,64), act_cls=nn.SiLU))
+    print(f'{worst:.1e}')
+
+def test_exactness(first): print(run(first, exactness))
+
+def fingerprint():
+    "A hash of all networks as they are built by default, of what they say, and of the random numbers they leave"
+    import hashlib
+    from fastai.vision.all import create_unet_model, create_vision_model, nn
+    from fastai.layers import ConvLayer, MaxPool, ResBlock, SeparableBlock
+    from fastai.vision.models import resnet18, xresnet
+    from util import names, randomize
+    res,x = hashlib.sha256(),torch.linspace(-1, 1, 2*3*65*33).view(2,3,65,33)
+    def add(*ts):
+        for o in ts: res.update(o.detach().numpy().tobytes())
+    def net(f, x=x):
+        torch.manual_seed(0)
+        m = f()
+        add(torch.rand(1), *m.state_dict().values())
+        res.update(repr(m).encode())
+        add(randomize(m)(x))
+    for nm in names: net(lambda: getattr(xresnet,nm)(widen=.5, n_out=5))
+    for arch in (xresnet.xresnet18, resnet18):
+        net(lambda: create_vision_model(arch, 5, pretrained=False))
+        net(lambda: create_unet_model(arch, 5, (64,64), pretrained=False), x[...,:32,:32])
+    for stride in (1,2,3): net(lambda: nn.Sequential(ResBlock(1, 3, 128, stride=stride), SeparableBlock(1, 128, 128), ConvLayer(128, 4, 4), MaxPool(2)))
+    print(res.hexdigest())
+
+def test_defaults(second):
+    "Networks that do not ask are built and work as in the fastai that is installed, bit for bit"
+    native = run(lib.parent, fingerprint)
+    assert len(native)==65 and run(second, fingerprint)==native
+
+def pickled(path):
+    "Write a net and what it says to `path`, or compare"
+    from fastai.vision.models.xresnet import xresnet18
+    from util import randomize
+    if not (new:=fastai.__file__.startswith(path)): torch.save((m:=randomize(xresnet18()), x:=torch.randn(1,3,65,97), m(x)), f'{path}/m.pt')
+    else:
+        m,x,y = torch.load(f'{path}/m.pt', weights_only=False)
+        test_eq(m(x), y)
+        xresnet18(output_stride=8).load_state_dict(m.state_dict())
+
+def test_pickles(first):
+    "What was pickled with fastai as it is loads, and says the same, bit for bit"
+    for o in (lib.parent,first): run(o, pickled, first)
+    (first/'m.pt').unlink()
+
+def hard_use():
+    "Half precision, layouts, gradients, compilers"
+    from fastai.layers import AvgPool, DilatedAvgPool
+    from fastai.vision.models.xresnet import xresnet18
+    from util import close, randomize
+    x = torch.full((1,1,9,9), 6e4, dtype=torch.float16)
+    test_eq(DilatedAvgPool(2,3)(x), x)
+    x[...,::2] *= -1
+    assert DilatedAvgPool(3,2)(x).isfinite().all()
+    x = torch.randn(2, 3, 7, 10, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(DilatedAvgPool(3,2), x)
+    for k in (1,2,3,5): test_close(DilatedAvgPool(k,1)(x)[...,::k,::k], AvgPool(k, ceil_mode=True)(x), eps=1e-12)
+    m,x = randomize(xresnet18(output_stride=8)),torch.randn(2,3,64,96)
+    y = m(x)
+    last = torch.channels_last
+    inner = torch.nn.Sequential(*list(m)[:-4]).to(memory_format=last)(x.to(memory_format=last))
+    assert inner.is_contiguous(memory_format=last)
+    close(m(x.to(memory_format=last)), y)
+    close(torch.compile(m, fullgraph=True, backend='aot_eager')(x), y)
+    h,w = [torch.export.Dim(o, min=2, max=16) for o in 'hw']
+    ep,x2 = torch.export.export(m, (x,), dynamic_shapes=({2:32*h,3:32*w},)).module(),torch.randn(2,3,96,64)
+    close(ep(x), y), close(ep(x2), m(x2))
+
+def test_hard_use(first): run(first, hard_use)
+
+def errors():
+    "What cannot be is refused in words"
+    from fastai.vision.all import MaxPool, ResBlock, create_unet_model, create_vision_model, partial, resnet18, xresnet18
+    for T in (12,2,1,64,0,-8,'8',8.5): test_fail(lambda: xresnet18(output_stride=T), contains=f'`output_stride` can be one of [4, 8, 16, 32], not {T!r}')
+    for stride,d,first in ((2,2,None), (1,0,None), (1,0,1), (1,4,3), (1,1,2), (1,2,0)):
+        with expect_fail(ValueError, 'has to be a positive multiple of first_dilation'): ResBlock(1, 8, 8, stride=stride, dilation=d, first_dilation=first)
+    with expect_fail(NotImplementedError, 'Only an `AvgPool` shortcut'): ResBlock(1, 8, 8, dilation=2, first_dilation=1, pool=MaxPool)
+    with expect_fail(NotImplementedError, 'Only an `AvgPool` shortcut'): xresnet18(output_stride=8, pool=MaxPool)
+    for f in (partial(create_vision_model, n_out=5), partial(create_unet_model, n_out=5, img_size=(64,64))):
+        with expect_fail(TypeError, 'This constructor takes no `output_stride`: ResNet'): f(resnet18, pretrained=False, output_stride=8)
+        with expect_fail(ValueError, 'one of [4, 8, 16, 32], not 3'): f(xresnet18, pretrained=False, output_stride=3)
+    def broken(output_stride, pretrained): raise TypeError('broken')
+    with expect_fail(TypeError) as e: create_vision_model(broken, 5, pretrained=False, output_stride=8)
+
+def test_errors(first): run(first, errors)
+
+def learners():
+    "All learners take it, show it, and train"
+    import inspect
+    from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, MaskBlock, PILImage, PILMask, cnn_learner, np, unet_learner, vision_learner, xresnet18
+    def img(i): return PILImage.create(np.full((64,64,3), i*8, dtype=np.uint8))
+    def mask(i): return PILMask.create(np.full((64,64), i%2, dtype=np.uint8))
+    for f,block,get_y in ((vision_learner,CategoryBlock,lambda i: i%2), (cnn_learner,CategoryBlock,lambda i: i%2), (unet_learner,MaskBlock(['a','b']),mask)):
+        dls = DataBlock((ImageBlock,block), get_x=img, get_y=get_y).dataloaders(range(20), bs=4, num_workers=0)
+        learn = f(dls, xresnet18, pretrained=False, output_stride=8)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+        body = learn.model[0].eval()
+        test_eq(body(torch.randn(1,3,64,64)).shape, [1,512,8,8])
+        if f is not cnn_learner: assert 'output_stride' in inspect.signature(f).parameters
+
+def test_learners(first): run(first, learners)
+
+def weights():
+    "A file with names of 2019: all of it is loaded, or it is an error"
+    import re
+    from fastai.vision.all import create_vision_model, xresnet18, xresnet34, xresnet50
+    from fastai.vision.models import xresnet
+    src = xresnet50()
+    today,old = src.state_dict(),{}
+    for k,v in today.items():
+        for a,b in (('convpath','convs'), (r'idpath\.[01]','idconv'), ('^11','10')): k = re.sub(a, b, k)
+        old[k] = v
+    assert len(old)==len(today) and not set(old) & {k for k in today if k[0]>'3'}
+    def file(sd): xresnet.load_state_dict_from_url = lambda url, **kwargs: dict(model=sd)
+    for sd in (old,today):
+        file(sd)
+        for k,v in xresnet50(pretrained=True).state_dict().items(): test_eq(v, today[k])
+    m,n = xresnet50(pretrained=True, n_out=10),xresnet50(pretrained=True, output_stride=8)
+    test_eq([m[-1].out_features, n[7][0].convpath[1][0].dilation], [10,(2,2)])
+    for o in (m,n,create_vision_model(xresnet50, 5, pretrained=True)[0]): test_eq(o[7][2].convpath[2][0].weight, src[7][2].convpath[2][0].weight)
+    file({k:v for k,v in old.items() if k!='4.0.convs.0.0.weight'})
+    with expect_fail(RuntimeError, 'Missing key(s) in state_dict: "4.0.convpath.0.0.weight"'): xresnet50(pretrained=True)
+    for f in (xresnet18,xresnet34):
+        with expect_fail(ValueError, 'Only xresnet50 has weights: use `pretrained=False`'): f(pretrained=True)
+
+def test_weights(second): run(second, weights)
