@@ -1,6 +1,6 @@
 "Everything: `from fastai_dilation.all import *`, before or after `from fastai.vision.all import *`"
 from .layers import *
 from .xresnet import *
-from .learner import *
 from .pretrained import *
+from .learner import *
 from .evaluate import *

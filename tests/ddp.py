@@ -6,7 +6,7 @@ from fastai.vision.all import Callback, DataLoaders, Learner, SGD
 from fastai.data.load import DataLoader
 from fastai.distributed import DistributedDL
 from fastai.vision.models.xresnet import xresnet18
-from lib import set_output_stride
+from fastai_dilation.all import set_output_stride
 
 class FrozenNorms(Callback):
     "Batch statistics of half a batch are others: leave them out of the comparison"

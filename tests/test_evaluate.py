@@ -5,7 +5,8 @@ from torch import nn
 from fastai.vision.all import BCEWithLogitsLossFlat, Callback, DataLoaders, Learner, MSELossFlat, SaveModelCallback, accuracy, accuracy_multi, mae, noop
 from fastai.vision.models import xresnet
 from fastai_dilation.all import create_unet_model, get_output_stride, set_output_stride, unet_learner, vision_learner
-from fastai_dilation.all import multiply_adds, output_stride_report, peak_memory, pool_over
+from fastai_dilation.all import output_stride_report, pool_over
+from fastai_dilation.evaluate import multiply_adds, peak_memory
 from seg_data import class_dls, make_files, seg_dls
 from util import close, names, randomize, same, tensors
 

@@ -7,7 +7,7 @@ from torch import nn
 from safetensors.torch import load_model, save_model
 from fastai.vision.all import AvgPool, Callback, GradientAccumulation, MaxPool, MixUp, MixedPrecision, SaveModelCallback, ToTensorBase, accuracy, create_body
 from fastai.vision.models import xresnet
-from lib import DilatedPool, create_unet_model, get_output_stride, load_weights, set_output_stride, unet_learner, vision_learner
+from fastai_dilation.all import DilatedPool, create_unet_model, get_output_stride, load_weights, set_output_stride, unet_learner, vision_learner
 from seg_data import class_dls, make_files, seg_dls
 from util import close, randomize, same, tensors
 

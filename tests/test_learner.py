@@ -5,7 +5,7 @@ import pytest, torch
 from torch import nn
 from torchvision.models import resnet18
 from fastai.vision.all import Normalize, NormType, accuracy, create_body, model_meta, xresnet18, xresnet18_deep, xresnet50
-from lib import DilatedPool, cnn_learner, create_unet_model, create_vision_model, get_output_stride, unet_learner, vision_learner
+from fastai_dilation.all import cnn_learner, create_unet_model, create_vision_model, get_output_stride, unet_learner, vision_learner
 from seg_data import class_dls, make_files, seg_dls
 from util import close, randomize, same, tensors
 
@@ -126,17 +126,6 @@ def test_export(path, cdls, sdls, f):
     assert res.returncode==0, res.stderr
     assert res.stdout.split()[-1]=='8'
     close(torch.load(path/'p.pt', weights_only=False).as_subclass(torch.Tensor), want.as_subclass(torch.Tensor))
-
-def test_timm(cdls):
-    "timm's names go on to timm, and follow its rule; ours can be asked for afterwards"
-    learn = vision_learner(cdls, 'resnet50d', pretrained=False, output_stride=8)
-    assert learn.model[0](torch.randn(1,3,64,64)).shape[-1]==8
-    assert not any(isinstance(o,DilatedPool) for o in learn.model.modules())
-    ours = vision_learner(cdls, 'resnet18d', pretrained=False)
-    x = torch.randn(1,3,97,75)
-    with torch.no_grad():
-        native = body_of(ours)(x)
-        close(body_of(ours.set_output_stride(8))(x)[...,::4,::4], native)
 
 def test_fine_tune(hub, cdls):
     "Freezing and training work as ever"

@@ -2,14 +2,15 @@
 import os, subprocess, sys
 from pathlib import Path
 import pytest
+from reconstruct import patched
 
 root = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
 
-def run(code, *args, path=True):
-    "Output of `code` in a new process; without `path`, one that cannot import fastai_dilation"
+def run(code, *args, path=(root,)):
+    "Output of `code` in a new process with one thread and `path`; without one, it cannot import fastai_dilation"
     if not path: code = "import sys\nsys.modules['fastai_dilation'] = None\n" + code
-    env = {**os.environ, 'PYTHONPATH':os.pathsep.join([str(root),os.environ.get('PYTHONPATH','')])}
+    env = {**os.environ, 'OMP_NUM_THREADS':'1', 'PYTHONPATH':os.pathsep.join([*map(str,path),os.environ.get('PYTHONPATH','')])}
     res = subprocess.run([sys.executable,'-W','ignore','-c',code,*map(str,args)], env=env, capture_output=True, text=True)
     assert res.returncode==0, res.stderr
     return res.stdout.strip()
@@ -46,9 +47,9 @@ print('same')
 @pytest.mark.parametrize('before,after', [('','from fastai_dilation.all import *'), ('from fastai_dilation.all import *','')])
 def test_nothing_changes(tmp_path, before, after):
     "Networks that do not ask are the same, bit for bit, and load where the package is not installed"
-    run(build.format('',''), tmp_path/'a', path=False)
+    run(build.format('',''), tmp_path/'a', path=())
     run(build.format(before,after), tmp_path/'b')
-    assert run(compare, tmp_path/'a', tmp_path/'b', path=False)=='same'
+    assert run(compare, tmp_path/'a', tmp_path/'b', path=())=='same'
 
 @pytest.mark.parametrize('imports', ['from fastai.vision.all import *\nfrom fastai_dilation.all import *', 'from fastai_dilation.all import *\nfrom fastai.vision.all import *',
     'from fastai.vision.all import *\nimport fastai_dilation.all', 'import fastai_dilation.layers, fastai_dilation.xresnet\nfrom fastai.vision.all import *\nfrom fastai_dilation.all import *'])
@@ -69,7 +70,7 @@ from fastai.vision.all import *
 import importlib, pickle, fastai_dilation.all as fd
 m = xresnet18(output_stride=8)
 for _ in range(2):
-    for o in ('layers','xresnet','learner','pretrained','evaluate','all'): importlib.reload(sys.modules[f'fastai_dilation.{o}'])
+    for o in ('layers','xresnet','pretrained','learner','evaluate','all'): importlib.reload(sys.modules[f'fastai_dilation.{o}'])
 from fastai_dilation.all import *
 assert get_output_stride(m)==8
 set_output_stride(m, 4)
@@ -81,29 +82,88 @@ assert create_vision_model(xresnet18, 2, pretrained=False, output_stride=8)[0](t
 print('ok')"""
     assert run("import sys\n"+code).endswith('ok')
 
-def test_steps_aside():
-    "If fastai takes the arguments itself, nothing of it is patched"
+@pytest.fixture(scope='module')
+def fastai2(tmp_path_factory): return patched(tmp_path_factory.mktemp('fastai')/'fastai')
+
+def test_steps_aside(fastai2):
+    "On a fastai that has the pull request: its blocks are its own; networks, learners and live changes are the superset"
     code = """
+import inspect
+from fastai.vision.all import *
+from fastai.vision.models.xresnet import XResNet
+theirs = [ResBlock.__init__,ConvLayer.__init__]
+native_init = XResNet.__init__
+pr = xresnet18(output_stride=8).eval()
+from fastai_dilation.all import *
+import torchvision.models as tvm
+assert theirs==[ResBlock.__init__,ConvLayer.__init__] and XResNet._orig___init__ is native_init
+assert 'DilatedAvgPool' in repr(pr) and 'DilatedPool' not in repr(pr)
+x = torch.randn(1,3,97,75)
+def body(m): return nn.Sequential(*list(m)[:-4]).eval()
+m = xresnet18()
+for o in m.modules():
+    if isinstance(o,nn.BatchNorm2d): nn.init.uniform_(o.weight,.5,1.5)
+native = body(m)(x)
+def check(m, T): test_close(body(m)(x)[...,::32//T,::32//T], native, eps=1e-5*native.max().item())
+from fastcore.test import *
+for T in (16,8,4,2,1):
+    check(set_output_stride(m,T), T)
+    n = xresnet18(output_stride=T)
+    n.load_state_dict(m.state_dict())
+    check(n, T)
+    assert 'DilatedAvgPool' not in repr(n)
+assert body(set_output_stride(m,32))(x).equal(native)
+# what fastai built itself: it has the stride of 8 natively, and is dilated further
+pr.load_state_dict(m.state_dict())
+assert get_output_stride(pr)==8
+check(pr, 8)
+for T in (4,2,8): check(set_output_stride(pr,T), T)
+try: set_output_stride(pr, 16)
+except ValueError as e: assert 'can be one of [1, 2, 4, 8], not 16' in str(e)
+else: assert False
+for f in (vision_learner, cnn_learner, unet_learner, create_vision_model, create_unet_model): assert 'output_stride' in inspect.signature(f).parameters
+for arch in (xresnet18, tvm.resnet18):
+    for T in (8,2):
+        assert create_vision_model(arch, 2, pretrained=False, output_stride=T)[0](x).shape[-1]==-(-75//T)
+        assert get_output_stride(create_unet_model(arch, 2, (64,64), pretrained=False, output_stride=T))==T
+assert ResBlock(1,8,8,dilation=2)(torch.randn(2,8,9,9)).shape[-1]==9
+print('ok')"""
+    assert run(code, path=[fastai2,root]).endswith('ok')
+
+def test_one_network(fastai2):
+    "fastai's constructors with the pull request, and building and trading here: the same convs, and the same outputs"
+    code = """
+import sys
 from fastai.vision.all import *
 from fastai.vision.models import xresnet
-from fastai.vision import learner
-def taking(f, *names):
-    def _f(*args, **kwargs): return f(*args, **{k:v for k,v in kwargs.items() if k not in names})
-    sig = inspect.signature(f)
-    ps = [p for p in sig.parameters.values() if p.kind!=p.VAR_KEYWORD]
-    _f.__signature__ = sig.replace(parameters=ps+[inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None) for n in names if n not in sig.parameters])
-    return _f
-xresnet.XResNet.__init__ = taking(xresnet.XResNet.__init__, 'output_stride', 'weights')
-xresnet.set_output_stride = xresnet.get_output_stride = learner._normalize = noop
-ResBlock.__init__ = taking(ResBlock.__init__, 'dilation', 'first_dilation')
-ResBlock.__signature__ = inspect.signature(ResBlock.__init__)
-for o in ('create_vision_model','create_unet_model'): setattr(learner, o, taking(getattr(learner,o), 'output_stride'))
-theirs = xresnet.XResNet.__init__,ResBlock.__init__,ConvLayer.__init__,learner.create_vision_model,learner.create_unet_model,learner.vision_learner
+from fastai.vision.models.xresnet import XResNet
+theirs = XResNet.__init__,xresnet._xresnet
 import fastai_dilation.all
-assert theirs==(xresnet.XResNet.__init__,ResBlock.__init__,ConvLayer.__init__,learner.create_vision_model,learner.create_unet_model,learner.vision_learner)
-assert fastai_dilation.all.create_vision_model is learner.create_vision_model
-print('ok')"""
-    assert run("import inspect\n"+code).endswith('ok')
+ours = XResNet.__init__,xresnet._xresnet
+def convs(m): return [(o.stride,o.dilation,o.padding) for o in m.modules() if isinstance(o,(nn.Conv2d,nn.Conv1d))]
+worst,n = 0,0
+for name in [o for o in xresnet.__all__ if o.startswith(('xresnet','xresnext','xse_')) and o!='xsenet154']:
+    T = 512 if 'deeper' in name else 128 if 'deep' in name else 32
+    big = any(o in name for o in ('101','152'))
+    while T>=4:
+        ms = []
+        for f in (theirs,ours):
+            XResNet.__init__,xresnet._xresnet = f
+            torch.manual_seed(0)
+            ms.append(getattr(xresnet,name)(output_stride=T, widen=.25 if big else 1.).eval())
+        a,b = ms
+        assert convs(a)==convs(b) and list(a.state_dict())==list(b.state_dict()), name
+        assert all(p.equal(q) for p,q in zip(a.state_dict().values(), b.state_dict().values()))
+        if T in (4,8) and not big:
+            x = torch.randn(1,3,65,51)
+            with torch.no_grad(): y,z = a(x),b(x)
+            worst = max(worst, ((y-z).abs().max()/y.abs().max()).item())
+        T,n = T//2,n+1
+assert worst<1e-6, worst
+print(n, worst, 'ok')"""
+    out = run(code, path=[fastai2,root])
+    print(out)
+    assert out.endswith('ok')
 
 def test_import_time():
     "Importing the package after fastai adds at most 5 % to the import"
@@ -116,4 +176,4 @@ def test_dilated_pickle_asks_for_the_package(tmp_path):
     run(code)
     load = f"import torch\nprint(torch.load(r'{tmp_path}/d.pt', weights_only=False)[7][0].convpath[0][0].stride)"
     assert '(1, 1)' in run(load)
-    assert '(2, 2)' in run(load.replace('d.pt','n.pt'), path=False)
+    assert '(2, 2)' in run(load.replace('d.pt','n.pt'), path=())

@@ -7,9 +7,9 @@ from safetensors.torch import save_file
 from huggingface_hub import constants as hub_constants
 from fastai.vision.all import Normalize, create_body
 from fastai.vision.models import xresnet
-from lib import cnn_learner, create_vision_model, load_weights, set_output_stride, unet_learner, vision_learner
+from fastai_dilation.all import cnn_learner, create_vision_model, load_weights, set_output_stride, unet_learner, vision_learner
 from seg_data import class_dls, make_files, seg_dls
-from util import close, names, randomize, same, tensors
+from util import close, names, randomize, same, slow_if, tensors
 
 pairs = dict(xresnet18='resnet18d', xresnet34='resnet34d', xresnet50='resnet50d', xresnet101='resnet101d', xresnet152='resnet152d', xresnext50='resnext50d_32x4d')
 published = {**{k:f'{v}.ra2_in1k' for k,v in pairs.items()}, 'xresnext50':'resnext50d_32x4d.bt_in1k'}
@@ -52,7 +52,7 @@ def hub(tmp_path, monkeypatch):
         return m
     return put
 
-@pytest.mark.parametrize('name', pairs)
+@pytest.mark.parametrize('name', slow_if(pairs,'101','152'))
 def test_pairs(tmp_path, name):
     "Bitwise timm's network at 32; on the native grid at 8, where timm's own rule is not"
     t,t8 = twin(pairs[name]),timm.create_model(pairs[name], output_stride=8).eval()
@@ -157,7 +157,7 @@ def test_without_head(t18, tmp_path):
     m = net('xresnet18', weights=bad({k:v for k,v in t.state_dict().items() if 'fc' not in k}, tmp_path/'o.pth'))
     assert m[4][0].convpath[0][0].weight.equal(t.layer1[0].conv1.weight)
 
-@pytest.mark.parametrize('name', pairs)
+@pytest.mark.parametrize('name', slow_if(pairs,'101','152'))
 def test_pretrained(hub, name):
     "`pretrained=True`, by timm's and torch's own loading code"
     m = hub('xrn50_940.pth' if name=='xresnet50' else published[name])
@@ -168,7 +168,7 @@ def test_pretrained(hub, name):
     if name!='xresnext50':
         with torch.no_grad(): assert net(name, pretrained=True)(x).equal(m(x))
 
-@pytest.mark.parametrize('name', [o for o in names if o not in pairs])
+@pytest.mark.parametrize('name', slow_if([o for o in names if o not in pairs],'101','152'))
 def test_unpublished(name):
     "No twin: said so, by learners and constructors"
     with pytest.raises(ValueError, match=f'published for {name}. .*pretrained=False.*path of a file'): create_vision_model(getattr(xresnet,name), 5)

@@ -1,8 +1,11 @@
 "What several test files need"
+import pytest
 from torch import nn
 from fastai.vision.models import xresnet
 
 names = [o for o in xresnet.__all__ if o.startswith(('xresnet','xresnext','xse_')) and o!='xsenet154']
+
+def slow_if(ns, *big): return [pytest.param(n, marks=pytest.mark.slow) if any(o in n for o in big) else n for n in ns]
 
 def randomize(m):
     "Batch norms such as a trained net has"
@@ -11,6 +14,12 @@ def randomize(m):
         nn.init.normal_(o.running_mean, 0, .3), nn.init.uniform_(o.running_var, .5, 1.5)
         nn.init.uniform_(o.weight, .5, 1.5), nn.init.normal_(o.bias, 0, .2)
     return m.eval()
+
+def alive(m):
+    "`m` without a branch that adds nothing: what starts near 0 (layer scales, gains, last norms) gets a weight"
+    for p in randomize(m).parameters():
+        if p.numel()==1 or p.ndim==1 and p.abs().max()<.2 or p.ndim>1 and p.std()<1e-6: nn.init.uniform_(p, .5, 1.5)
+    return m
 
 def close(a, b, tol=1e-5):
     "`a` equals `b`, but for `tol` of the largest value of `b`"

@@ -1,0 +1,163 @@
+"What is exact, and what is warned of: own forwards, function calls, whole maps, heads, strides that are hard to follow"
+import warnings
+from copy import deepcopy
+from functools import partial
+import pytest, timm, torch, torchvision.models as tvm
+from torch import nn
+from torch.nn import functional as F
+from fastai.vision.all import create_body
+from fastai.vision.models import xresnet
+from fastai_dilation.all import create_unet_model, create_vision_model, get_output_stride, grid_error, pool_over, set_output_stride, vision_learner
+from seg_data import class_dls, make_files
+from util import alive, close, randomize, tensors, same
+
+def said(f, *args, **kwargs):
+    "The warnings of exactness that `f` gives"
+    with warnings.catch_warnings(record=True) as ws:
+        warnings.simplefilter('always')
+        f(*args, **kwargs)
+    return [str(o.message) for o in ws if 'not exact' in str(o.message)]
+
+nets = ['convnext_atto','fasternet_t0','inception_next_atto','xception41','nf_resnet26','resnetv2_50','resnet18d','res2net50_14w_8s']
+@pytest.mark.parametrize('T', [16,8])
+@pytest.mark.parametrize('f', [tvm.convnext_tiny, *nets], ids=lambda o: getattr(o,'__name__',o))
+def test_exact(f, T):
+    "In double precision, with no branch that adds nothing; and no warning"
+    m = alive(timm.create_model(f) if isinstance(f,str) else f()).double()
+    assert said(set_output_stride, deepcopy(m), T)==[] and grid_error(m, T)<1e-9
+
+quiet = [xresnet.xresnet18, xresnet.xresnet50, xresnet.xresnext18, xresnet.xresnet18_deep]
+quiet += [tvm.resnet18, tvm.resnet50, tvm.vgg11_bn, tvm.densenet121, tvm.mobilenet_v2, tvm.convnext_tiny]
+@pytest.mark.parametrize('f', quiet, ids=lambda f: f.__name__)
+def test_quiet(f):
+    "Nets that are exact warn of nothing, with their heads, at any stride"
+    m = f()
+    assert [said(set_output_stride, m, T) for T in (16,8,4,16,32)]==[[]]*5
+
+class Call(nn.Module):
+    def __init__(self, f, *mods):
+        super().__init__()
+        self.f,self.mods = f,nn.ModuleList(mods)
+    def forward(self, x): return self.f(x, *self.mods)
+
+def attend(x):
+    q = x.flatten(2)
+    return ((q.transpose(1,2)@q).softmax(-1)@q.transpose(1,2)).transpose(1,2).view(x.shape)
+def windows(x):
+    B,C,H,W = x.shape
+    w = x.view(B,C,H//2,2,W//2,2).permute(0,2,4,3,5,1).reshape(-1,4,C)
+    w = (w@w.transpose(1,2)).softmax(-1)@w
+    return w.view(B,H//2,W//2,2,2,C).permute(0,5,1,3,2,4).reshape(B,C,H,W)
+def sdpa(x): return F.scaled_dot_product_attention(*[x.flatten(2).transpose(1,2)]*3).transpose(1,2).reshape(x.shape)
+around = dict(mean=lambda x: x*x.mean((2,3),keepdim=True).sigmoid(), pool=lambda x: x*F.adaptive_avg_pool2d(x,1), amax=lambda x: x-x.amax((2,3),True),
+    avg_pool=lambda x: F.avg_pool2d(x,3,1,1), max_pool=lambda x: F.max_pool2d(x,3,1,1),
+    pad=lambda x: F.pad(x,(1,0,1,0))[...,:-1,:-1], roll=lambda x: x.roll(1,2),
+    unfold=lambda x: F.unfold(x,3,padding=1).view(1,8,9,*x.shape[2:]).mean(2), conv=lambda x: F.conv2d(x,torch.ones_like(x[:,:,:3,:3]),padding=1).expand_as(x),
+    group_norm=lambda x: F.group_norm(x,2), attend=attend, windows=windows, sdpa=sdpa,
+    std=lambda x: x/x.std((2,3),keepdim=True), shift=lambda x: torch.cat([x[...,1:],x[...,:1]],3))
+mods = dict(GroupNorm=lambda: nn.GroupNorm(2,8), InstanceNorm=lambda: nn.InstanceNorm2d(8),
+    Adaptive=lambda: Call(lambda x,p: x*p(x), nn.AdaptiveAvgPool2d(1)))
+cases = {**{k:(lambda f=f: Call(f)) for k,f in around.items()}, **mods}
+
+@pytest.mark.parametrize('name', cases)
+def test_warned(name):
+    "Behind a stride that is traded: one warning that names the module; in front of all that are traded: none"
+    def net(i): return nn.Sequential(*[nn.Conv2d(8 if j else 3,8,3,2,1) for j in range(i)], cases[name](), *[nn.Conv2d(8,8,3,2,1) for _ in range(4-i)])
+    m,x = net(3).double(),torch.randn(1,3,64,64).double()
+    native = m(x)
+    ws = said(set_output_stride, m, 4)
+    assert len(ws)==1 and '`3' in ws[0] and 'pool_over' in ws[0]
+    y = m(x)[...,::4,::4]
+    assert (y-native).abs().max()>1e-3*native.abs().max()
+    # what is in front of the first stride that is traded reads the same positions as before
+    assert said(set_output_stride, net(2), 4)==[]
+
+def test_pointwise_is_quiet():
+    "Calls that read one position at a time, by whatever way: a layer norm over channels, tokens, shuffles, 1x1 convs, a head"
+    def pointwise(x):
+        t = x.flatten(2).transpose(1,2)
+        t = F.linear(F.layer_norm(t, (8,)), torch.ones(8,8,dtype=x.dtype,device=x.device)).softmax(-1)
+        x = t.transpose(1,2).view(x.shape).view(1,2,4,*x.shape[2:]).transpose(1,2).flatten(1,2)
+        a,b = F.conv2d(x, torch.ones(8,8,1,1,dtype=x.dtype,device=x.device)).chunk(2,1)
+        return torch.cat([a*b.sigmoid(),b],1)
+    m = nn.Sequential(nn.Conv2d(3,8,3,2,1), nn.Conv2d(8,8,3,2,1), Call(pointwise), nn.Conv2d(8,8,3,2,1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8,2))
+    assert said(set_output_stride, m, 2)==[]
+    assert grid_error(m.double(), 2)<1e-9
+
+def test_building_is_quiet():
+    "Nothing was trained yet, or the pools read the native grid: no warning; a change of a built net: one"
+    assert said(xresnet.xse_resnet18, output_stride=8)==[]
+    assert said(create_vision_model, xresnet.xse_resnet18, 2, pretrained=False, output_stride=8)==[]
+    m = xresnet.xse_resnet18()
+    ws = said(set_output_stride, m, 8)
+    assert len(ws)==1 and '6.0.convpath.2' in ws[0]
+    assert said(set_output_stride, m, 8)==[] and said(set_output_stride, m, 32)==[]
+    assert said(set_output_stride, pool_over(m), 8)==[]
+
+def test_pretrained_warns(tmp_path):
+    f = tmp_path/'m.pth'
+    torch.save(xresnet.xse_resnet18().state_dict(), f)
+    assert len(said(create_vision_model, xresnet.xse_resnet18, 2, weights=f, output_stride=8))==1
+
+def test_strides():
+    "Unpadded convs, strides of 4, many parallel strides"
+    res2net = partial(timm.create_model, 'res2net50_14w_8s')
+    for f,want in ((tvm.alexnet,[1,4,8,16,32]), (tvm.squeezenet1_0,[1,2,4,8,16]), (res2net,[1,2,4,8,16,32]), (tvm.convnext_tiny,[1,4,8,16,32])):
+        with pytest.raises(ValueError) as e: set_output_stride(f(), 3)
+        assert f'can be one of {want}' in str(e.value)
+    assert get_output_stride(tvm.alexnet())==32
+    with pytest.raises(ValueError, match='attn.sr'): set_output_stride(timm.create_model('twins_pcpvt_small'), 8)
+
+def test_unet_asks_for_what_it_has():
+    m = create_unet_model(xresnet.xresnet18, 2, (64,64), pretrained=False, output_stride=8)
+    assert set_output_stride(m, 8) is m
+    with pytest.raises(ValueError, match='anew'): set_output_stride(m, 16)
+
+@pytest.mark.parametrize('conv,ok', [(dict(kernel_size=3,padding=12,dilation=12),False), (dict(kernel_size=3,padding=1),False), (dict(kernel_size=1),True)])
+def test_late_head(conv, ok):
+    "A conv put behind a dilated body has no native dilation: refused, unless it looks at one position; its own stride is never refused"
+    m = nn.Sequential(create_body(xresnet.xresnet18(output_stride=8)), nn.Conv2d(512,4,**conv))
+    ts,d = tensors(m),m[1].dilation
+    for T in (16,32,4):
+        if ok: set_output_stride(m, T)
+        else:
+            with pytest.raises(ValueError, match='`1` was added'): set_output_stride(m, T)
+            assert get_output_stride(m)==8
+    assert get_output_stride(set_output_stride(m, get_output_stride(m)))==(4 if ok else 8) and m[1].dilation==d and same(m, ts)
+    m = nn.Sequential(m[0], nn.AdaptiveAvgPool2d(1))
+    assert pool_over(m)[1].spacing==(8 if ok else 4)
+
+def test_pool_over_a_late_head():
+    "`pool_over` asks for the stride that a net has: it never refuses, and changes nothing but the pools"
+    m = nn.Sequential(create_body(xresnet.xresnet18(output_stride=8)), nn.Conv2d(512,4,3,padding=12,dilation=12), nn.AdaptiveAvgPool2d(1))
+    assert pool_over(m)[2].spacing==4 and m[1].dilation==(12,12) and get_output_stride(m)==8
+    assert pool_over(m,'all')[2].extra_repr()==nn.AdaptiveAvgPool2d(1).extra_repr() and '_native' not in vars(m[2])
+
+@pytest.fixture(scope='module')
+def dls(tmp_path_factory): return class_dls(make_files(tmp_path_factory.mktemp('data')))
+
+@pytest.mark.parametrize('name', ['resnet18d','convnext_atto','resnetv2_50','vgg11_bn'])
+def test_timm_exact(dls, name):
+    "By name in a learner: built natively, then traded; live, and back"
+    torch.manual_seed(0)
+    native = vision_learner(dls, name, pretrained=False).model[0].eval()
+    torch.manual_seed(0)
+    learn = vision_learner(dls, name, pretrained=False, output_stride=8)
+    assert learn.output_stride==8 and same(learn.model[0], tensors(native))
+    x = torch.randn(1,3,97,75)
+    with torch.no_grad():
+        for T in (8,16,4): close(learn.set_output_stride(T).model[0].eval()(x)[...,::32//T,::32//T], native(x))
+        assert learn.set_output_stride(32).model[0](x).equal(native(x))
+
+def test_timm_warned_and_refused(dls):
+    learn = vision_learner(dls, 'seresnet50', pretrained=False, output_stride=8)
+    assert get_output_stride(learn.model)==8
+    assert len(said(learn.set_output_stride, 16))==1
+    for name,why in (('tf_efficientnet_b0','Conv2dSame'), ('resnetblur50','BlurPool2d'), ('vit_tiny_patch16_224',"doesn't match|can be one of")):
+        with pytest.raises(ValueError, match=why): vision_learner(dls, name, pretrained=False, output_stride=8)
+
+def test_grid_error_leaves_the_net():
+    m = xresnet.xse_resnet18(output_stride=16).train()
+    ts,modes = tensors(m),[o.training for o in m.modules()]
+    assert grid_error(randomize(deepcopy(m)), 8)>1e-2 and grid_error(m, 32)==0
+    assert same(m, ts) and [o.training for o in m.modules()]==modes and get_output_stride(m)==16
