@@ -13,6 +13,7 @@ __all__ = ['digit_dls', 'scene_dls', 'classify', 'segment', 'draw', 'main']
 # %% ../nbs/05_demo.ipynb #db80b0f4
 from fastai.vision.all import *
 from .all import *
+from .evaluate import peak_memory
 from fastcore.script import *
 import matplotlib,warnings
 from sklearn.datasets import load_digits
