@@ -120,6 +120,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fastai_dilation.xresnet._Twin.strides': ( 'xresnet.html#_twin.strides',
                                                                                     'fastai_dilation/xresnet.py'),
                                          'fastai_dilation.xresnet._apply': ('xresnet.html#_apply', 'fastai_dilation/xresnet.py'),
+                                         'fastai_dilation.xresnet._grown': ('xresnet.html#_grown', 'fastai_dilation/xresnet.py'),
                                          'fastai_dilation.xresnet._inexact': ('xresnet.html#_inexact', 'fastai_dilation/xresnet.py'),
                                          'fastai_dilation.xresnet._plan': ('xresnet.html#_plan', 'fastai_dilation/xresnet.py'),
                                          'fastai_dilation.xresnet._shapes': ('xresnet.html#_shapes', 'fastai_dilation/xresnet.py'),

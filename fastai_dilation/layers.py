@@ -23,11 +23,11 @@ def _tup(o, ndim=1): return tuple(o) if isinstance(o,(tuple,list)) else (o,)*ndi
 def _why_not(m):
     "Why the taps of conv or pool `m` cannot be moved apart exactly, or `None` if they can"
     if len(set(_tup(getattr(m,'stride',1))))>1: return f'its stride {m.stride} is not the same on every axis'
-    if isinstance(m,_ConvNd): return "padding 'same' moves an even kernel" if m.padding=='same' and min(o%2 for o in m.kernel_size)==0 else None
+    if isinstance(m,_ConvNd): return "padding 'same' moves an even kernel" if m.padding=='same' and not all(o%2 for o in m.kernel_size) else None
     if type(m).forward not in [o.forward for o in _pools]: return 'nothing is known of how it pools'
     if getattr(m,'return_indices',False): return 'its indices would point into another map'
-    if getattr(m,'divisor_override',None): return 'its divisor is not the number of its taps'
-    if not getattr(m,'count_include_pad',True) and max(_tup(m.padding)): return 'it does not count its padding'
+    counts = getattr(m,'count_include_pad',True) or not max(_tup(m.padding))
+    if getattr(m,'divisor_override',None) or not counts: return 'it does not divide by the number of its taps'
 
 # %% ../nbs/00_layers.ipynb #6632731f
 class DilatedPool(nn.Module):
@@ -42,16 +42,14 @@ class DilatedPool(nn.Module):
     def extra_repr(self): return f'{self.pool_type.__name__}, {self.pool_type.extra_repr(self)}, spacing={self.spacing}'
 
     def __setstate__(self, state):
-        if 'spacing' not in state: raise ValueError('This was pickled by fastai_dilation 0.0.1. Load its `state_dict` into a new net: the names are the same')
+        if 'spacing' not in state: raise ValueError('This net was pickled by fastai_dilation 0.0.1. Load its `state_dict` into a new one instead')
         super().__setstate__(state)
 
     def forward(self, x):
         avg,d = hasattr(self,'count_include_pad'),self.spacing
-        args = self.kernel_size,self.stride,self.padding,getattr(self,'dilation',1)
-        for ax,(k,s,p,kd) in enumerate(zip(*[_tup(o,x.ndim-2) for o in args]), 2):
-            n0,step = x.shape[ax],d*kd
+        for ax,(k,s,p,kd) in enumerate(zip(*[_tup(getattr(self,o,1),x.ndim-2) for o in ('kernel_size','stride','padding','dilation')]), 2):
+            n0,n,step = x.shape[ax],x.shape[ax]+2*d*p,d*kd
             if p: x = F.pad(x, [0,0]*(x.ndim-1-ax)+[d*p]*2, value=0. if avg else -torch.inf)
-            n = x.shape[ax]
             sz = n-step*(k-1)                               # windows that lie on the map
             if self.ceil_mode: sz = min(sz+d*(s-1), n-d*p)  # and those that begin on it
             if sz<n0: sz = min(-(-sz//(d*s))*d*s, n0)       # and all phases of the last native cell

@@ -55,13 +55,14 @@ class _Twin(TorchFunctionMode):
     def _leave(self, *_): self.stack.pop()
 
     def run(self, px, plan={}):
-        "One forward of an image with sides of `px`; convs in `plan` have to hand on their settings"
+        "What the layers read of an image with sides of `px`; convs in `plan` have to hand on their settings"
         self.px,self.plan,self.reads,self.calls,self.stack = px,plan,defaultdict(list),[],[]
         self.x = torch.empty(1, self.conv.in_channels, *[px]*len(self.conv.kernel_size), dtype=self.conv.weight.dtype, device='meta')
         try:
             with torch.no_grad(), self: self.net(self.x)
         except Exception as e:
-            raise ValueError(f'Cannot follow the strides of this {type(self.net).__name__}: with a side of {px}, `{self.stack[-1]}` says: {e}') from e
+            raise ValueError(f'Cannot follow the strides of this {type(self.net).__name__}: with sides of {px}, `{self.stack[-1]}`: {e}') from e
+        return self.reads
 
     def __torch_function__(self, f, types, args=(), kwargs=None):
         n,kwargs = self.stack[-1],kwargs or {}
@@ -74,16 +75,15 @@ class _Twin(TorchFunctionMode):
         if not self.ops.keys() & set(self.stack): self.calls.append((f.__name__, n, _shapes((args,kwargs)), _shapes(y)))
         return y
 
-# %% ../nbs/01_xresnet.ipynb #7180193c
+# %% ../nbs/01_xresnet.ipynb #eb07365c
 @patch
 def strides(self:_Twin):
     "By layer the strides of the maps that it reads, and all strides of the network"
     self.ops,res = {n:_stride(o) for n,o in self.net.named_modules() if _looks_around(o)},defaultdict(set)
     px = math.lcm(64, *[s**int(12/math.log2(s)) for s in {*self.ops.values()} if s>1])
-    self.run(2*px)
-    large,_ = self.reads,self.run(px)
+    large,small = self.run(2*px),self.run(px)
     for n,s in self.ops.items():
-        for S in [px/(b-a) for a,b in zip(self.reads[n],large[n]) if a!=b]:
+        for S in [px/(b-a) for a,b in zip(small[n],large[n]) if a!=b]:
             if px%(S*s): raise ValueError(f'Cannot follow the strides of this {type(self.net).__name__}: `{n}` reads a map of stride {S:.3g}')
             res[n].add(int(S))
     return res,sorted({1, *[S*s for n,Ss in res.items() for S in Ss for s in (1,self.ops[n])]})
@@ -102,14 +102,16 @@ def _apply(m, plan):
         for k,v in vars(o).pop('_native',{}).items(): delattr(o,k) if v is None else setattr(o,k,v)
     for n,d in plan.items(): m.get_submodule(n)._native = _dilate(m.get_submodule(n), d, f'`{n}`')
 
-# %% ../nbs/01_xresnet.ipynb #f778f1ea
+# %% ../nbs/01_xresnet.ipynb #bc40c39d
 _around = 'avg_pool max_pool unfold roll flip group_norm instance_norm batch_norm attention grid_sample cumsum'.split()
+
+def _grown(a, b): return {tuple(map(math.prod, zip(*[o for o in zip(*szs) if o[0]!=o[1]]))) for szs in zip(a,b)}
 
 def _inexact(native, dilated):
     "The first of the calls `dilated` that reads several positions of a map which has more of them than in `native`, in words"
     bad = None
     for (f,n,*a),(f2,n2,*b) in zip(native, dilated):
-        xs,ys = [{tuple(map(math.prod, zip(*[o for o in zip(*szs) if o[0]!=o[1]]))) for szs in zip(*o)} for o in zip(a,b)]
+        xs,ys = map(_grown, a, b)
         around = any(o in f for o in _around) or 'conv' in f and max(a[0][1][2:])>1
         if not bad and any(xs) and (f!=f2 or ys-xs or around): bad = f'`{n2}` reads several positions by `{f2}`'
         if bad and any(ys): return bad
@@ -126,7 +128,7 @@ def set_output_stride(
     whole = hasattr(T,'__index__') and not isinstance(T,bool)
     if whole and T==valid[-1]: return model
     up = first(n for n,o in m.named_modules() if isinstance(o,(_ConvTransposeNd,nn.Upsample,nn.PixelShuffle)))
-    if up: raise ValueError(f'`{up}` makes maps larger: a decoder is built for the sizes of its encoder. Build the learner anew with {output_stride=}')
+    if up: raise ValueError(f'`{up}` makes maps larger: a decoder is built for the sizes of its encoder. Build the net anew with {output_stride=}')
     if old := {n for n,o in m.named_modules() if '_native' in vars(o)}:
         _apply(twin.net, {})
         now,(strides,valid) = strides,twin.strides()
@@ -136,8 +138,7 @@ def set_output_stride(
         raise (ValueError if whole else TypeError)(f'`output_stride` of this {type(m).__name__} can be one of {valid}, not {T!r}')
     plan,reads,calls = _plan(strides, twin.ops, T),twin.reads,twin.calls
     _apply(twin.net, plan)
-    twin.run(twin.px, plan)
-    odd = first(n for n,szs in twin.reads.items() if [-(-o//plan.get(n,1)) for o in szs]!=reads[n])
+    odd = first(n for n,szs in twin.run(twin.px,plan).items() if [-(-o//plan.get(n,1)) for o in szs]!=reads[n])
     if odd: raise ValueError(f'Cannot dilate this {type(m).__name__}: before `{odd}` the map changes, and not by a conv or pool module')
     _apply(m, plan)
     if warn and (bad := _inexact(calls, twin.calls)):

@@ -78,7 +78,7 @@ def test_unet_options(kw):
 def test_unet_refuses(sdls):
     learn = unet_learner(sdls, xresnet18, pretrained=False, output_stride=8)
     ts = tensors(learn.model)
-    with pytest.raises(ValueError, match='Build the learner anew'): learn.set_output_stride(16)
+    with pytest.raises(ValueError, match='Build the net anew'): learn.set_output_stride(16)
     assert learn.output_stride==8 and get_output_stride(learn.model)==8 and same(learn.model, ts)
 
 @pytest.mark.parametrize('f', [vision_learner, unet_learner])

@@ -196,8 +196,8 @@ refused = [(tvm.vit_b_32,16,'VisionTransformer'), (lambda: nn.TransformerEncoder
     (lambda: nn.Linear(3,3),8,'Linear'), (lambda: conv(3,(2,1),1),2,'`1`'), (lambda: conv(3,2,1,padding_mode='reflect'),2,'`1`'),
     (lambda: nn.Sequential(conv(3,2,1),nn.Conv2d(4,4,4,padding='same')),2,'`1`.*even'),
     (lambda: nn.Sequential(nn.Conv2d(3,4,3,2,1),nn.MaxPool2d(2,return_indices=True)),2,'indices'),
-    (lambda: nn.Sequential(nn.Conv2d(3,4,3,2,1),nn.AvgPool2d(3,1,1,count_include_pad=False)),1,'AvgPool2d `1`.*does not count'),
-    (lambda: nn.Sequential(nn.Conv2d(3,4,3,2,1),nn.AvgPool2d(2,divisor_override=3)),2,'AvgPool2d `1`.*divisor'),
+    (lambda: nn.Sequential(nn.Conv2d(3,4,3,2,1),nn.AvgPool2d(3,1,1,count_include_pad=False)),1,'AvgPool2d `1`.*does not divide'),
+    (lambda: nn.Sequential(nn.Conv2d(3,4,3,2,1),nn.AvgPool2d(2,divisor_override=3)),2,'AvgPool2d `1`.*does not divide'),
     (lambda: xresnet.xresnet18(pool=Blur),16,'Blur `7.0.idpath.0`'), (lambda: nn.Sequential(nn.Conv2d(3,4,3,2,1),Same(4,4,3,2)),2,'`1`.*Same pads'),
     (Functional,2,'`c`'), (lambda: conv(3,1,1),8,'[1, 2]'), (lambda: nn.Sequential(conv(3,2,1),nn.Upsample(scale_factor=2)),1,'anew'),
     (lambda: nn.Sequential(nn.Conv2d(3,4,4,4),nn.Conv2d(4,4,4,4)),8,'can be one of [1, 4, 16]')]
