@@ -31,7 +31,7 @@ def page(path):
             for o in c.outputs: o['data'] = {'text/markdown': re.sub(r'\A---\n', '', ''.join(o['data'].get('text/markdown','')))}
         c.source = re.sub(r'^#\|.*\n', '', c.source, flags=re.M).replace('](../docs/','](')
     if path.stem=='index':
-        pages = sorted(o.stem for o in path.parent.glob('*.ipynb') if o.stem!='index')
+        pages = sorted(o.stem for o in path.parent.glob('*.ipynb') if o.stem!='index') + ['networks']
         nb.cells.append(mk_cell('```{toctree}\n:hidden:\n\n' + '\n'.join(pages) + '\n```', 'markdown'))
     write_nb(nb, path)
 
@@ -44,6 +44,7 @@ def main():
     proc = proc_nbs(str(root/'nbs'), n_workers=1)
     for o in proc.glob('*.ipynb'): page(o)
     shutil.copytree('docs/images', proc/'images')
+    shutil.copy('docs/networks.md', proc)
     subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-c', 'docs', '-b', 'html', str(proc), '_docs'], check=True)
     shutil.rmtree('jupyter_execute', ignore_errors=True)
     print(f"{root/'_docs'/'index.html'}")
