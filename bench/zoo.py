@@ -36,7 +36,7 @@ def smallest(fams, n=2):
     cache = xdg_cache_home()/'fastai_dilation_zoo.json'
     szs = json.loads(cache.read_text()) if cache.exists() else {}
     for lib,o in progress_bar([(lib,o) for (lib,_),names in fams.items() for o in names if f'{lib} {o}' not in szs], leave=False):
-        with torch.device('meta'), warnings.catch_warnings(action='ignore'): szs[f'{lib} {o}'] = sum(p.numel() for p in build(lib,o).parameters())/1e6
+        with torch.device('meta'): szs[f'{lib} {o}'] = sum(p.numel() for p in build(lib,o).parameters())/1e6
     cache.mk_write(json.dumps(szs))
     return [(*fam,o,szs[f'{fam[0]} {o}']) for fam,names in fams.items() for o in sorted(names, key=lambda o: szs[f'{fam[0]} {o}'])[:n]]
 
@@ -99,13 +99,13 @@ def clause(s):
     s = re.sub(r'^Cannot (follow the strides of|dilate)( this \w+:)? (with sides of \d+, )?|^.*? is not exact: ', '', s.split('\n')[0])
     s = re.sub(r'^`output_stride` of this \w+ can be one of (.*), not \d+$', r'its output strides are \1', s)
     s = s.replace(' exactly: ', ': ').replace('|', '/')
-    return re.sub(r', and the map has more.*|\. .*', '', s)[:120]
+    return re.sub(r', and the map has more.*|[.!] .*', '', s)[:120]
 
 def table(rows):
     "`rows` as Markdown, without columns that are empty"
     cols = {'network':[f'`{o.name}`' for o in rows], 'from':[f'{o.lib} {o.fam}' for o in rows],
-        'output strides':[', '.join(map(str,o.strides)) for o in rows], 'error at the last':['' if o.error is None else f'{o.error:.1g}' for o in rows],
-        'reason':[clause(o.reason) for o in rows]}
+        'output strides':[', '.join(map(str,o.strides)) for o in rows],
+        'error at the last':['' if o.error is None else f'{o.error:.1g}' for o in rows], 'reason':[clause(o.reason) for o in rows]}
     cols = {k:v for k,v in cols.items() if any(v)}
     return '\n'.join(f"| {' | '.join(o)} |" for o in [cols, ['---']*len(cols), *zip(*cols.values())])
 
@@ -136,6 +136,7 @@ def main(
     n_workers:int=2,            # processes
 ):
     "Ask the smallest two networks of each family for smaller output strides; fails if one is off in silence, or dies"
+    warnings.simplefilter('ignore')
     nets = [o for o in smallest(families()) if re.search(only, ' '.join(o[:3]))][::10 if quick else 1]
     rows = parallel(row, nets, n_workers=n_workers, progress=True)
     for o in rows:

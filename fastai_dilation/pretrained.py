@@ -144,7 +144,8 @@ def _arch_name(expansion, layers): return f'xresnet{2 + (2 if expansion==1 else 
 @patch_to(xresnet)
 def _xresnet(pretrained, expansion, layers, weights=None, **kwargs):
     if pretrained and weights is None: weights = _arch_name(expansion, layers)
-    return xresnet._orig__xresnet(False, expansion, layers, weights=weights, **kwargs)
+    if weights is not None: kwargs['weights'] = weights
+    return xresnet._orig__xresnet(False, expansion, layers, **kwargs)
 
 # %% ../nbs/03_pretrained.ipynb #e56c927a
 _archs = {getattr(xresnet,o):o for o in xresnet.__all__ if _is_arch(o)}

@@ -54,6 +54,8 @@ around = dict(mean=lambda x: x*x.mean((2,3),keepdim=True).sigmoid(), pool=lambda
     pad=lambda x: F.pad(x,(1,0,1,0))[...,:-1,:-1], roll=lambda x: x.roll(1,2),
     unfold=lambda x: F.unfold(x,3,padding=1).view(1,8,9,*x.shape[2:]).mean(2), conv=lambda x: F.conv2d(x,torch.ones_like(x[:,:,:3,:3]),padding=1).expand_as(x),
     group_norm=lambda x: F.group_norm(x,2), attend=attend, windows=windows, sdpa=sdpa,
+    numbered=lambda x: x*torch.arange(x.shape[3],device=x.device).to(x.dtype).sin(), sort=lambda x: x+x.flatten(2).sort(-1)[0].view_as(x),
+    fft=lambda x: torch.fft.fft2(x).real, resized=lambda x: x+F.interpolate(torch.ones(1,8,3,3,device=x.device,dtype=x.dtype).cumsum(3),x.shape[2:],mode='bilinear'),
     std=lambda x: x/x.std((2,3),keepdim=True), shift=lambda x: torch.cat([x[...,1:],x[...,:1]],3))
 mods = dict(GroupNorm=lambda: nn.GroupNorm(2,8), InstanceNorm=lambda: nn.InstanceNorm2d(8),
     Adaptive=lambda: Call(lambda x,p: x*p(x), nn.AdaptiveAvgPool2d(1)))
