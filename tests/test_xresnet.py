@@ -222,7 +222,7 @@ def test_any_kernel(a, sz):
     assert set_output_stride(m,T0)(x).equal(native)
 
 spoilers = [lambda nf: nn.Conv2d(nf,nf,4,padding='same'), lambda nf: nn.Conv2d(nf,nf,3,1,1,padding_mode='reflect'), lambda nf: nn.Conv2d(nf,nf,3,(1,2),1),
-    lambda nf: Same(nf,nf,3), lambda nf: nn.AvgPool2d(3,1,1,count_include_pad=False), lambda nf: nn.LPPool2d(2,2), lambda nf: nn.Upsample(scale_factor=2),
+    lambda nf: Same(nf,nf,3), lambda nf: nn.AvgPool2d(3,1,1,count_include_pad=False), lambda nf: nn.LPPool2d(2,2,2), lambda nf: nn.Upsample(scale_factor=2),
     lambda nf: nn.ConvTranspose2d(nf,nf,2,2), lambda nf: nn.PixelShuffle(2)]
 wrong = [st.integers().filter(lambda o: o not in (1,2,4,8,16,32)), st.floats(), st.text(), st.booleans(), st.none(), st.lists(st.integers()), st.binary()]
 
