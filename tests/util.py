@@ -1,11 +1,13 @@
 "What several test files need"
-import pytest
 from torch import nn
 from fastai.vision.models import xresnet
 
 names = [o for o in xresnet.__all__ if o.startswith(('xresnet','xresnext','xse_')) and o!='xsenet154']
 
-def slow_if(ns, *big): return [pytest.param(n, marks=pytest.mark.slow) if any(o in n for o in big) else n for n in ns]
+def slow_if(ns, *big):
+    "Names `ns` as parameters of a test, those with a word of `big` in them marked slow"
+    import pytest   # bench/ uses this file too, where pytest need not be installed
+    return [pytest.param(n, marks=pytest.mark.slow) if any(o in n for o in big) else n for n in ns]
 
 def randomize(m):
     "Batch norms such as a trained net has"
