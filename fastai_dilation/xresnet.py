@@ -80,7 +80,7 @@ class _Twin(TorchFunctionMode):
 def strides(self:_Twin):
     "By layer the strides of the maps that it reads, and all strides of the network"
     self.ops,res = {n:_stride(o) for n,o in self.net.named_modules() if _looks_around(o)},defaultdict(set)
-    px = math.lcm(64, *[s**int(12/math.log2(s)) for s in {*self.ops.values()} if s>1])
+    px = math.lcm(*[s**int((15 if s%2 else 12)/math.log2(s)) for s in {*self.ops.values()}-{1} or {2}])
     large,small = self.run(2*px),self.run(px)
     for n,s in self.ops.items():
         for S in [px/(b-a) for a,b in zip(small[n],large[n]) if a!=b]:

@@ -63,6 +63,10 @@ def test_invariant_other_strides(s, strides):
         native = body(x)
         for T in strides: close(create_body(set_output_stride(deepcopy(m),T))(x)[...,::T0//T,::T0//T], native)
 
+def test_many_strides():
+    "A stride of 3, nine times"
+    assert get_output_stride(xresnet.xresnet18_deeper(stride=3, widen=.125))==3**9
+
 @pytest.mark.parametrize('kw', [dict(sa=True), dict(sa=True,sym=True), dict(norm_type=NormType.Instance), dict(norm_type=NormType.InstanceZero)], ids=str)
 def test_not_exact_but_works(kw):
     "What reads the whole map at once is dilated all the same, with the same parameters"
