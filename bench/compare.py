@@ -6,13 +6,13 @@ from collections import defaultdict
 from copy import deepcopy
 from time import perf_counter
 from pathlib import Path
-from fastai.vision.all import F, create_body, nn, partial, xresnet34, xresnet50
+from fastai.vision.all import F, create_body, nn, partial, xresnet18, xresnet34, xresnet50
 from fastcore.script import call_parse, store_true
 from fastprogress import progress_bar
 from skimage import data as photos
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
 from util import randomize
-from fastai_dilation.all import DilatedPool, create_unet_model, set_output_stride
+from fastai_dilation.all import DilatedPool, create_deeplab_model, create_unet_model, pool_over, set_output_stride
 from fastai_dilation.evaluate import multiply_adds, peak_memory, time_in_turns
 
 class Last(nn.Module):
@@ -21,6 +21,9 @@ class Last(nn.Module):
         super().__init__()
         self.m = m
     def forward(self, x): return self.m(x)[-1]
+
+class Out(Last):
+    def forward(self, x): return self.m(x)['out']
 
 class Feats(Last):
     def forward(self, x): return self.m.forward_features(x)
@@ -45,8 +48,17 @@ def smp_pair(name, T):
     native = randomize(enc())
     return Last(native),set_output_stride(Last(deepcopy(native)),T),Last(with_weights(enc(output_stride=T),native))
 
+def deeplab_pair(T):
+    "Bodies and ASPPs"
+    m = randomize(create_deeplab_model(torchvision.models.resnet50, 21, pretrained=False, output_stride=32))
+    native = nn.Sequential(m[0], m[1][0])
+    theirs = torchvision.models.segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=21)
+    ours = set_output_stride(pool_over(deepcopy(native)), T)
+    return native,ours,with_weights(nn.Sequential(Out(theirs.backbone), theirs.classifier[0]), native)
+
 pairs = {'timm resnet34d':(partial(timm_pair,xresnet34,'resnet34d'),(32,16,8)), 'timm resnet50d':(partial(timm_pair,xresnet50,'resnet50d'),(32,16,8)),
-    'torchvision resnet50':(tv_pair,(16,8)), 'smp resnet34':(partial(smp_pair,'resnet34'),(16,8)), 'smp resnet50':(partial(smp_pair,'resnet50'),(16,8))}
+    'torchvision resnet50':(tv_pair,(16,8)), 'torchvision deeplabv3':(deeplab_pair,(8,)),
+    'smp resnet34':(partial(smp_pair,'resnet34'),(16,8)), 'smp resnet50':(partial(smp_pair,'resnet50'),(16,8))}
 fmt = torch.contiguous_format
 
 def images(sz, n=2):
@@ -141,6 +153,24 @@ def phases(nf, sz, d, n):
         t,*ts = time_in_turns([lambda:dilated(x), lambda:ordinary(x), lambda:join(ordinary(split(x))), lambda:ordinary(batch)], n+1)
     return dict(channels=nf, map=sz, dilation=d) | {f'over {k}':np.median(t/o) for k,o in zip(('ordinary','space-to-batch','its conv alone'), ts)}
 
+def dense(sz, T=8):
+    "One pass at `T`, over native passes of the image at every shift by `T` pixels, stitched"
+    native,k = create_body(randomize(xresnet18()), cut=-4).to(memory_format=fmt),32//T
+    ours,x = set_output_stride(deepcopy(native),T),images(sz, 1)
+    y = x.new_zeros(1, 512, sz//T, sz//T)
+    def shifted():
+        for i,j in np.ndindex(k, k):
+            part = native(x[...,T*i:,T*j:])
+            y[...,i::k,j::k] = part[...,:len(range(i,sz//T,k)),:len(range(j,sz//T,k))]
+    with torch.no_grad():
+        (t,),(ts,) = time_in_turns([lambda: ours(x), shifted], 2)
+        inner = (..., *[slice(sz//T//2-8, sz//T//2+8)]*2)   # what has the border in sight differs
+        err = ((ours(x)-y)[inner].abs().max()/y[inner].abs().max()).item()
+    macs = multiply_adds(native, x)
+    shifts = sum(multiply_adds(native, x[...,T*i:,T*j:]) for i,j in np.ndindex(k, k))
+    return dict(side=sz, stride=T, passes=k*k, error=err, **{'time over passes':t/ts, 'multiply-adds over native':multiply_adds(ours,x)/macs,
+        'passes over native':shifts/macs})
+
 def draw(p, g, path):
     fig,axs = plt.subplots(1, 3, figsize=(15,4.5))
     for i,k in enumerate(('forward','training')):
@@ -183,6 +213,7 @@ def main(
         'U-Nets: a training step, over the one at 32':[partial(unets,a,x[:1],(32,16,8),2) for a in ((xresnet34,) if quick else (xresnet34,xresnet50))],
         'How cost grows':[partial(growth,s,32,2*n) for s in sides]+[partial(growth,224,T,2*n) for T in Ts[1:]],
         'Share of a forward, %':[partial(profile,a,T,x,4*n) for a in (xresnet34,xresnet50) for T in (32,8)],
+        'Dense evaluation, over shifted native passes':[partial(dense,512 if quick else 1024)],
         'A dilated conv':[partial(phases,c,s,d,6*n) for c,s,d in ((256,28,2),(512,14,2),(512,28,2),(512,28,4))]}
     done = iter([f() for f in progress_bar([f for fs in parts.values() for f in fs])])
     dfs = {k:pd.DataFrame([r for o in [next(done) for _ in fs] for r in (o if isinstance(o,list) else [o])]) for k,fs in parts.items()}
@@ -190,7 +221,7 @@ def main(
         cpu=torch.backends.cpu.get_cpu_capability(), threads=torch.get_num_threads(), memory_format=str(fmt), images=list(x.shape))
     print('\n'+', '.join(f'{k} {v}' for k,v in about.items()))
     for k,df in dfs.items(): show(k, df)
-    p,_,g,prof,_ = dfs.values()
+    p,_,g,prof,*_ = dfs.values()
     dilated = g[(g.side==224) & (g['output stride']<32)]
     targets = {'error at most 1e-5':verdict(p['error ours'], 1e-5)}
     for k in ('forward','training'):

@@ -1,20 +1,22 @@
-"""fastai's networks halve the resolution five times: one value for every 32 pixels. To segment, inpaint or detect, one would like larger maps, and keep the pretrained weights. The way is known: set strides to 1, and spread the taps of all later layers apart by what was given up. This package does that for fastai, so that **every value which the native network computes is still there, to float precision, and every weight keeps its name**.
+"""fastai's networks halve the resolution five times: a feature map has one value for every 32 pixels. Who segments, inpaints or detects would like larger maps, and keep the pretrained weights. `output_stride=8` sets the last two strides to 1 and spreads the taps of the layers behind them. **Every value that the native network computes is still there, to float precision, and every weight keeps its name.**
 
 ```python
 from fastai.vision.all import *
 from fastai_dilation.all import *
 
-learn = cnn_learner(dls, xresnet34, output_stride=8)    # or vision_learner, its newer name
-learn = unet_learner(dls, resnet34, output_stride=8)    # torchvision's pretrained encoder, dilated
-model = xresnet50_deeper(output_stride=16)              # any xresnet, xse_resnet, xresnext, deep and deeper
-set_output_stride(model, 8)                             # any network that exists; and back with 512
+learn = vision_learner(dls, xresnet34, output_stride=8)     # or cnn_learner, its older name
+learn = unet_learner(dls, resnet34, output_stride=8)        # torchvision's pretrained encoder, dilated
+learn = deeplab_learner(dls, resnet50, output_stride=16)    # DeepLabV3; learn.set_output_stride(8) after training
+model = xresnet50_deeper(output_stride=16)                  # any xresnet, xse_resnet, xresnext, deep and deeper
+set_output_stride(model, 8)                                 # any network that exists; and back
 ```
 
-`pretrained=True`, the learners' default, works for `xresnet18`, `34`, `50`, `101`, `152` and `xresnext50`: timm's ImageNet weights fit them tensor by tensor (`pip install "fastai_dilation[timm]"`).
+`pretrained=True`, the learners' default, works for `xresnet18`, `34`, `50`, `101`, `152` and `xresnext50`, too: timm's ImageNet weights fit them tensor by tensor (`pip install "fastai_dilation[timm]"`).
 
 Modules:
 
-- `fastai_dilation.demo`: Real handwritten digits, one network, three output strides: what they cost, and what they give
+- `fastai_dilation.deeplab`: A learner whose rates follow the output stride, and maps whose values stay in their place
+- `fastai_dilation.demo`: The demo: real handwritten digits at output strides from 32 to 4
 - `fastai_dilation.evaluate`: Accuracy, time, memory, and where the accuracy goes
 - `fastai_dilation.layers`: A pool, a conv layer and a residual block whose taps can be moved apart
 - `fastai_dilation.learner`: `output_stride` in fastai's learners, for classification and segmentation, also by the name of a timm network

@@ -64,22 +64,23 @@ class DilatedPool(nn.Module):
 
 # %% ../nbs/00_layers.ipynb #d4e1a31f
 fastai.layers.DilatedPool = DilatedPool = getattr(fastai.layers, 'DilatedPool', DilatedPool)
-_dilated = (DilatedPool, getattr(fastai.layers,'DilatedAvgPool',DilatedPool))
 
-def _stride(m): return 1 if isinstance(m,_dilated) else max([o for o in _tup(getattr(m,'stride',1)) if isinstance(o,int)], default=1)
+def _knob(m): return 'spacing' if 'spacing' in vars(m) else 'dilation' if isinstance(m,getattr(fastai.layers,'DilatedAvgPool',())) else None
+
+def _stride(m): return 1 if _knob(m) else max([o for o in _tup(getattr(m,'stride',1)) if isinstance(o,int)], default=1)
 
 def _looks_around(m):
     "Does `m` itself read, or skip, more than one position? So do convs, pools, and what has a stride and no conv in it"
     if isinstance(m,_ConvNd): return not isinstance(m,_ConvTransposeNd) and max(m.kernel_size+m.stride)>1
-    return isinstance(m,_pools+_dilated) or _stride(m)>1 and not any(isinstance(o,_ConvNd) for o in m.modules())
+    return isinstance(m,_pools) or bool(_knob(m)) or _stride(m)>1 and not any(isinstance(o,_ConvNd) for o in m.modules())
 
 # %% ../nbs/00_layers.ipynb #48d46bec
 def _dilate(m, d, name=''):
     "Give `m` stride 1 and its taps `d` times as far apart, in place; returns the settings that it had"
     def times(o): return o if isinstance(o,str) else tuple(d*i for i in o) if isinstance(o,tuple) else d*o
-    if not isinstance(m,_dilated) and (why := _why_not(m)): raise ValueError(f'Cannot dilate {type(m).__name__} {name} exactly: {why}')
+    if not (k := _knob(m)) and (why := _why_not(m)): raise ValueError(f'Cannot dilate {type(m).__name__} {name} exactly: {why}')
     if isinstance(m,_pools): new = dict(spacing=d, pool_type=type(m), __class__=DilatedPool)
-    elif isinstance(m,_dilated): new = {k:d*getattr(m,k) for k in ['spacing' if hasattr(m,'spacing') else 'dilation']}
+    elif k: new = {k:d*getattr(m,k)}
     else: new = dict(stride=(1,)*len(m.stride), padding=times(m.padding), dilation=m.dilation if max(m.kernel_size)==1 else times(m.dilation))
     old = {k:getattr(m,k,None) for k in new}
     for k,v in new.items(): setattr(m, k, v)

@@ -113,8 +113,8 @@ def _inexact(native, dilated):
     for (f,n,*a),(f2,n2,*b) in zip(native, dilated):
         xs,ys = map(_grown, a, b)
         around = any(o in f for o in _around) or 'conv' in f and max(a[0][1][2:])>1
-        made = any(ys-xs) and not any(o in f for o in ('zeros','ones','empty','full','expand'))
-        if not bad and (made or any(xs) and (f!=f2 or ys-xs or around)): bad = f'`{n2}` reads several positions by `{f2}`'
+        alike = any(o in f for o in ('zeros','ones','empty','full','expand')) or f=='interpolate' and max(a[0][0][2:])==1
+        if not bad and (any(ys-xs) and not alike or any(xs) and (f!=f2 or ys-xs or around)): bad = f'`{n2}` reads several positions by `{f2}`'
         if bad and any(ys): return bad
 
 # %% ../nbs/01_xresnet.ipynb #71f25a29

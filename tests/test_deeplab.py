@@ -1,0 +1,180 @@
+"`to_pixels` at any size, offset and precision; DeepLab's rates, logits, learner and files over many networks"
+import subprocess, sys, warnings
+import numpy as np, pytest, timm, torch, torchvision
+from functools import partial
+from pathlib import Path
+from hypothesis import given, settings, strategies as st
+from fastai.vision.all import F, Normalize, create_body, foreground_acc, get_image_files, nn, xresnet18, xresnet18_deep
+from fastai_dilation.all import (create_deeplab_model, deeplab_learner, get_output_stride, output_stride_report, pool_over,
+    set_output_stride, to_pixels, vision_learner)
+from seg_data import make_files, seg_dls
+from util import alive, close, randomize, same, tensors
+
+def rates_of(m): return [o.dilation[0] for o in m[1].modules() if isinstance(o,nn.Conv2d) and o.kernel_size==(3,3)]
+def small(pretrained=False): return xresnet18(widen=.25)
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_to_pixels_drawn(data):
+    "Value `i` is at `T*i+offset`, what lies between is linear, what lies outside is the border"
+    ndim,T = data.draw(st.integers(1,3)),data.draw(st.sampled_from([1,2,3,4,8,32]))
+    offset = data.draw(st.one_of(st.none(), st.floats(-8,40)))
+    szs,sides = [data.draw(st.lists(st.integers(1,hi), min_size=ndim, max_size=ndim)) for hi in (6,70)]
+    x = torch.randn(2, *szs, dtype=torch.float64)
+    want = x.numpy()
+    for ax,n in enumerate(sides, 1):
+        at = (np.arange(n)-((T-1)/2 if offset is None else offset))/T
+        want = np.apply_along_axis(lambda o: np.interp(at, np.arange(len(o)), o), ax, want)
+    y = to_pixels(x, sides, T, offset)
+    assert y.shape==(2,*sides) and np.allclose(y.numpy(), want, atol=1e-5*abs(want).max())   # coordinates are float32
+
+@pytest.mark.parametrize('sides', [(64,96), (57,83), (1,130)])
+def test_to_pixels_is_interpolate(sides):
+    x = torch.randn(2, 3, 5, 9)
+    for T in (8,16,32):
+        y = F.interpolate(x, scale_factor=T, mode='bilinear')[...,:sides[0],:sides[1]]
+        if min(a//T for a in y.shape[2:])>=0: assert torch.allclose(to_pixels(x,sides,T)[...,:y.shape[2],:y.shape[3]], y, atol=1e-5)
+
+@pytest.mark.parametrize('dtype,tol', [(torch.float16,2e-3), (torch.bfloat16,2e-2)], ids=str)
+def test_to_pixels_half(dtype, tol):
+    "Coordinates of a large image do not fit into half precision; they are float32"
+    x = torch.randn(1, 2, 130, 3)
+    y = to_pixels(x.to(dtype), (4100,60), 32)
+    assert y.dtype==dtype
+    close(y.float(), to_pixels(x, (4100,60), 32), tol)
+
+def test_to_pixels_gradient():
+    x = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda o: to_pixels(o, (17,20), 8, 5.5), x)
+
+def test_to_pixels_compiled():
+    f = torch.compile(to_pixels, fullgraph=True, dynamic=True)
+    for szs in ((3,4),(5,2)):
+        x = torch.randn(1, 2, *szs)
+        close(f(x, (40,33), 8, 15.5), to_pixels(x, (40,33), 8, 15.5))
+
+archs = [(small,32), (torchvision.models.resnet18,32), (torchvision.models.convnext_tiny,32), ('resnet18d',32), (torchvision.models.vgg11_bn,32)]
+
+@pytest.mark.parametrize('arch,T0', archs, ids=lambda o: getattr(o,'__name__',o))
+def test_exact(arch, T0):
+    "Rates follow; logits at native positions are the native ones, and all comes back bit for bit"
+    kw = dict(cut=-2) if arch is torchvision.models.convnext_tiny else {}
+    m = alive(create_deeplab_model(arch, 5, pretrained=False, output_stride=T0, rates=(1,2), **kw)).double()
+    x,ts = torch.randn(2,3,97,130).double(),tensors(m)
+    logits = pool_over(m, 'grid')[:2]
+    with torch.no_grad():
+        native,whole = logits(x),m(x)
+        assert whole.shape==(2,5,97,130)
+        for T in (16,8):
+            set_output_stride(m, T, warn=False)
+            assert rates_of(m)==[T0//T*r for r in (1,2)] and m[2].offset==(T0-1)/2 and same(m, ts)
+            close(logits(x)[...,::T0//T,::T0//T], native, 1e-9)
+        assert set_output_stride(m, T0)(x).equal(whole)
+
+def test_other_native_stride():
+    "The same pixels on a native map of another stride, or a refusal"
+    def fine(pretrained): return nn.Sequential(*create_body(small())[:-1], nn.AdaptiveAvgPool2d(1))
+    m = create_deeplab_model(fine, 3, pretrained=False, output_stride=8)
+    assert get_output_stride(m)==8 and m[2].native_stride==16 and rates_of(m)==[12,24,36]
+    deep = partial(xresnet18_deep, widen=.25)
+    with pytest.raises(ValueError, match='whole numbers'): create_deeplab_model(deep, 3, pretrained=False)
+    assert rates_of(create_deeplab_model(deep, 3, pretrained=False, rates=(4,8)))==[8,16]
+
+def warned(f, *args, **kwargs):
+    with warnings.catch_warnings(record=True) as ws:
+        warnings.simplefilter('always', UserWarning)
+        res = f(*args, **kwargs)
+    return res,[str(o.message) for o in ws if str(o.message).startswith(('At output','The largest'))]
+
+def test_warnings():
+    "Building warns of nothing; a change warns of the mean over the whole map, but not with `pool_over`"
+    m,ws = warned(create_deeplab_model, small, 3, pretrained=False)
+    assert not ws
+    _,ws = warned(set_output_stride, m, 8)
+    assert len(ws)==1 and 'not exact' in ws[0] and '1.0.convs.4.0' in ws[0]
+    _,ws = warned(set_output_stride, pool_over(m,'grid'), 16)
+    assert not ws
+    plain,_ = warned(create_deeplab_model, small, 3, pretrained=False, rates=())
+    assert not warned(set_output_stride, plain, 8)[1]
+
+@pytest.fixture
+def dls(tmp_path): return seg_dls(make_files(tmp_path))
+
+def test_rates_that_fit(dls):
+    "64 pixels are two positions of 32"
+    _,ws = warned(deeplab_learner, dls, small, pretrained=False)
+    assert len(ws)==1 and '`rates=(1,)` would fit' in ws[0]
+    assert not warned(deeplab_learner, dls, small, pretrained=False, rates=(1,))[1]
+    assert not warned(deeplab_learner, dls, small, pretrained=False, rates=())[1]
+
+@pytest.mark.parametrize('arch', [xresnet18, torchvision.models.resnet18, 'resnet18d'], ids=lambda o: getattr(o,'__name__',o))
+def test_learner(dls, arch, tmp_path):
+    "Groups as `vision_learner` has them; fit, a change of stride, validate, show, save, export, load elsewhere"
+    learn = deeplab_learner(dls, arch, pretrained=False, output_stride=16, rates=(1,), metrics=foreground_acc, path=tmp_path)
+    groups = vision_learner(dls, arch, pretrained=False, n_out=2).opt_func and learn.splitter(learn.model)
+    assert sum(len(g) for g in groups)==len([*learn.model.parameters()]) and len(groups[-1])==len([*learn.model[1].parameters()])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(1, 1e-3)
+        learn.set_output_stride(8)
+        assert (learn.output_stride,get_output_stride(learn.model),rates_of(learn.model))==(8,8,[4])
+        before = learn.validate()
+        learn.fine_tune(1)
+        learn.show_results(max_n=2)
+        learn.save('x')
+        want = learn.get_preds()[0]
+        deeplab_learner(dls, arch, pretrained=False, output_stride=8, rates=(1,), path=tmp_path).load('x')
+    assert np.isfinite(before[0]) and want.shape[1:]==(2,64,64)
+    learn.export('x.pkl')
+    code = f'from fastai.vision.all import *; import seg_data; l = load_learner(r"{tmp_path}/x.pkl")\n' \
+        f'with l.no_bar(): print(l.get_preds(dl=l.dls.test_dl(get_image_files(r"{tmp_path}/images")[:2]))[0].sum().item())'
+    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=Path(__file__).parent)
+    with learn.no_bar(): here = learn.get_preds(dl=dls.test_dl(get_image_files(tmp_path/'images')[:2]))[0].sum().item()
+    assert abs(float(res.stdout)-here)<1e-3*abs(here), res.stderr
+
+def test_pretrained_freezes(dls, monkeypatch):
+    "With weights the body is frozen, and the images are normalised as the weights were trained"
+    monkeypatch.setattr(timm, 'create_model', partial(lambda f,name,pretrained=False,**kw: f(name,**kw), timm.create_model))
+    learn = deeplab_learner(dls, 'resnet18d', rates=(1,))
+    assert any(isinstance(o,Normalize) for o in dls.after_batch.fs)
+    frozen = [p for n,p in learn.model[0].named_parameters() if 'bn' not in n and '.1.' not in n and p.ndim>1]
+    assert not any(p.requires_grad for p in frozen) and all(p.requires_grad for p in learn.model[1].parameters())
+
+@pytest.mark.parametrize('sz', [(64,64), (97,75), (33,130)])
+def test_batch_of_one(sz):
+    "One image has no statistics of its mean; the other norms go on as they are"
+    m = create_deeplab_model(small, 3, pretrained=False, rates=(1,)).train()
+    norm = m[1][0].convs[-1][2]
+    ts = tensors(norm)
+    m(torch.randn(1,3,*sz)).mean().backward()
+    assert same(norm, ts) and all(p.grad is not None for p in m.parameters())
+    m(torch.randn(2,3,*sz))
+    assert not same(norm, ts)
+
+def test_compile_export_onnx(tmp_path):
+    m = randomize(create_deeplab_model(small, 3, pretrained=False, output_stride=8, rates=(1,2)))
+    x,y = torch.randn(2,3,96,128),torch.randn(2,3,97,75)
+    with torch.no_grad():
+        close(torch.compile(m, fullgraph=True)(x), m(x), 1e-4)
+        auto = {2:torch.export.Dim.AUTO, 3:torch.export.Dim.AUTO}
+        ep = torch.export.export(m, (x,), dynamic_shapes=(auto,)).module()
+        for o in (x,y): close(ep(o), m(o), 1e-4)
+        torch.onnx.export(m, (x,), tmp_path/'m.onnx', dynamo=True)
+        import onnxruntime
+        res = onnxruntime.InferenceSession(tmp_path/'m.onnx').run(None, {'x':x.numpy()})[0]
+        close(torch.tensor(res), m(x), 1e-4)
+
+def test_report(dls):
+    "The report takes it as any learner"
+    learn = deeplab_learner(dls, small, pretrained=False, rates=(1,), output_stride=32, metrics=foreground_acc)
+    pool_over(learn.model, 'grid')
+    df = output_stride_report(learn, n=2)
+    assert df.shape[0]==3 and df.grid_error.max()<1e-5
+
+@pytest.mark.parametrize('kw,words', [(dict(rates=(0,1)),'whole numbers from 1'), (dict(rates=(1.5,)),'whole numbers from 1'), (dict(output_stride=12),'can be one of'),
+    (dict(arch='tf_efficientnet_b0'),'Conv2dSame pads by other means'), (dict(arch=lambda pretrained: nn.Sequential(nn.Conv2d(3,8,3,2))),'say where to cut'),
+    (dict(arch='resnet18d',weights='x'),'in its name'), (dict(n_out=0),'n_out')], ids=lambda o: o if isinstance(o,str) else None)
+def test_refused(dls, kw, words):
+    "In words, and the data are as they were"
+    before = [*dls.after_batch.fs]
+    with pytest.raises(ValueError, match=words): deeplab_learner(dls, **{'arch':small, 'pretrained':False, **kw})
+    assert [*dls.after_batch.fs]==before

@@ -1,0 +1,63 @@
+"The front page's table of peers, cell by cell: what timm, torchvision and segmentation_models.pytorch do with the same weights"
+import pytest, timm, torch, torchvision
+from copy import deepcopy
+from fastai.vision.all import create_body
+from fastai_dilation.all import create_timm_model, grid_error, set_output_stride
+from util import alive, randomize
+
+def off(theirs, native, x, T=8):
+    "How far the peer's map is from the native one, on the native grid, as a part of the largest feature"
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), native.state_dict().values())))
+    with torch.no_grad(): y,want = forward(theirs.eval(), x)[...,::32//T,::32//T],forward(native.eval(), x)
+    return ((y-want).abs().max()/want.abs().max()).item() if y.shape==want.shape else float('nan')
+
+def forward(m, x):
+    if hasattr(m,'forward_features'): return m.forward_features(x)
+    y = m(x)
+    return y[-1] if isinstance(y,list) else y
+
+xs = [torch.randn(2,3,*sz) for sz in ((128,160),(97,131))]
+
+def of_timm(name):
+    native = alive(timm.create_model(name))
+    return [off(timm.create_model(name,output_stride=8), native, x) for x in xs],[grid_error(native,8,x) for x in xs]
+
+def test_plain_resnet():
+    "Exact here, in timm and in torchvision"
+    theirs,ours = of_timm('resnet34')
+    assert max(*theirs,*ours)<1e-5
+    native = randomize(torchvision.models.resnet50())
+    x,d = xs[1],torchvision.models.resnet50(replace_stride_with_dilation=[False,True,True])
+    assert off(create_body(d,cut=-2), create_body(deepcopy(native),cut=-2), x)<1e-5 and grid_error(native,8,x)<1e-5
+
+def test_shortcut_with_a_pool():
+    "Exact here, off in timm"
+    for name in ('resnet34d','resnet50d'):
+        theirs,ours = of_timm(name)
+        assert max(ours)<1e-5 and min(theirs)>.02, theirs
+
+def test_convnext():
+    theirs,ours = of_timm('convnext_atto')
+    assert max(ours)<1e-5 and min(theirs)>.1, theirs
+
+def test_strides():
+    "timm and torchvision stop at 8; a basic block of torchvision's cannot be dilated"
+    for T in (4,2,1):
+        with pytest.raises(AssertionError): timm.create_model('resnet18', output_stride=T)
+        set_output_stride(torchvision.models.resnet18(), T)
+    with pytest.raises(NotImplementedError): torchvision.models.resnet18(replace_stride_with_dilation=[False,True,True])
+
+def test_by_name():
+    "fastai hands `output_stride` on to timm, and some networks do not take it"
+    with pytest.raises(TypeError): timm.create_model('densenet121', output_stride=8)
+    create_timm_model('densenet121', 2, pretrained=False, output_stride=8)
+
+@pytest.mark.slow
+def test_segmentation_models():
+    "Its ResNets are off; strides are 8 and 16 (`pip install -e '.[bench]'`)"
+    smp = pytest.importorskip('segmentation_models_pytorch')
+    def enc(name, **kw): return smp.encoders.get_encoder(name, weights=None, **kw)
+    for name in ('resnet34','resnet50'):
+        native = randomize(enc(name))
+        assert min(off(enc(name,output_stride=8), native, x) for x in xs)>.05 and grid_error(native,8,xs[1])<1e-5
+    with pytest.raises(ValueError): smp.DeepLabV3('resnet18', encoder_weights=None, encoder_output_stride=4)
