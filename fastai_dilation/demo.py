@@ -69,23 +69,24 @@ def class_maps(
     model,         # an `XResNet`, trained at its native output stride, 32
     x,             # a batch of images
     output_stride, # to ask it at
-): # a map of scores for each class, of the size of `x`
+): # a map of scores for each class
     "What the classifier `model` says of each place of `x`"
     m = set_output_stride(deepcopy(model), output_stride, warn=False).eval()
-    y = F.conv2d(create_body(m, cut=-4)(x), m[-1].weight[...,None,None])
-    return to_pixels(y, x.shape[2:], output_stride, offset=15.5)
+    return F.conv2d(create_body(m, cut=-4)(x), m[-1].weight[...,None,None])
 
 # %% ../nbs/06_demo.ipynb #po06b
 def point(
-    maps,  # a map of scores for each class, of each scene
-    items, # numbers of the scenes
+    maps,          # a map of scores for each class, of each scene
+    items,         # numbers of the scenes
+    output_stride, # of the maps
+    offset=15.5,   # pixel of the first value
 ): # part of the digits that were hit, and the median distance in pixels
     "The pointing game"
     hits,dists = [],[]
     for m,i in zip(maps, items):
         boxes = np.array(scene(i,**_few)[2])
         for c in np.unique(boxes[:,-1]):
-            b,at = boxes[boxes[:,-1]==c],np.array(divmod(m[c].argmax().item(), m.shape[-1]))
+            b,at = boxes[boxes[:,-1]==c],output_stride*np.array(divmod(m[c].argmax().item(), m.shape[-1]))+offset
             off = at+.5-b[:,:2]-b[:,2:3]/2
             hits.append((abs(off).max(1)<=b[:,2]/2).any())
             dists.append(np.hypot(*off.T).min())
@@ -105,7 +106,7 @@ def draw_where(
         row[0].set_title(f'where is the {c}?', fontsize=10)
         for ax in row: ax.imshow(img, cmap='gray')
         for ax,m,T in zip(row[1:], ms, maps):
-            ax.imshow(m[c].clamp(min=0), cmap='inferno', alpha=.6)
+            ax.imshow(to_pixels(m[c],(128,128),T,offset=15.5).clamp(min=0), cmap='inferno', alpha=.6)
             if i==items[0]: ax.set_title(f'output stride {T}', fontsize=10)
     for ax in axs.flat: ax.axis('off')
     fig.tight_layout()
@@ -127,7 +128,7 @@ def localise(
     if path: draw_where(maps, items[:3], path)
     pool_over(learn.model, 'grid')
     with learn.no_bar(): said = output_stride_report(learn, Ts, n=2)
-    res = {T:[*point(maps[T],items), said.accuracy_multi[T], said.agreement[T]] for T in Ts}
+    res = {T:[*point(maps[T],items,T), said.accuracy_multi[T], said.agreement[T]] for T in Ts}
     return pd.DataFrame(res, ['pointing game','median error px','accuracy','agreement']).T.rename_axis('output stride')
 
 # %% ../nbs/06_demo.ipynb #se06b

@@ -53,7 +53,8 @@ def test_to_pixels_compiled():
         x = torch.randn(1, 2, *szs)
         close(f(x, (40,33), 8, 15.5), to_pixels(x, (40,33), 8, 15.5))
 
-archs = [(small,32), (torchvision.models.resnet18,32), (torchvision.models.convnext_tiny,32), ('resnet18d',32), (torchvision.models.vgg11_bn,32)]
+def slow(*args): return pytest.param(*args, marks=pytest.mark.slow)
+archs = [(small,32), ('resnet18d',32), slow(torchvision.models.resnet18,32), slow(torchvision.models.convnext_tiny,32), slow(torchvision.models.vgg11_bn,32)]
 
 @pytest.mark.parametrize('arch,T0', archs, ids=lambda o: getattr(o,'__name__',o))
 def test_exact(arch, T0):
@@ -107,12 +108,12 @@ def test_rates_that_fit(dls):
     assert not warned(deeplab_learner, dls, small, pretrained=False, rates=(1,))[1]
     assert not warned(deeplab_learner, dls, small, pretrained=False, rates=())[1]
 
-@pytest.mark.parametrize('arch', [xresnet18, torchvision.models.resnet18, 'resnet18d'], ids=lambda o: getattr(o,'__name__',o))
+@pytest.mark.parametrize('arch', [small, slow(xresnet18), slow(torchvision.models.resnet18), slow('resnet18d')], ids=lambda o: getattr(o,'__name__',o))
 def test_learner(dls, arch, tmp_path):
     "Groups as `vision_learner` has them; fit, a change of stride, validate, show, save, export, load elsewhere"
     learn = deeplab_learner(dls, arch, pretrained=False, output_stride=16, rates=(1,), metrics=foreground_acc, path=tmp_path)
-    groups = vision_learner(dls, arch, pretrained=False, n_out=2).opt_func and learn.splitter(learn.model)
-    assert sum(len(g) for g in groups)==len([*learn.model.parameters()]) and len(groups[-1])==len([*learn.model[1].parameters()])
+    groups,theirs = [l.splitter(l.model) for l in (learn, vision_learner(dls,arch,pretrained=False,n_out=2))]
+    assert [len(g) for g in groups[:-1]]==[len(g) for g in theirs[:-1]] and len(groups[-1])==len([*learn.model[1].parameters()])
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(1, 1e-3)
         learn.set_output_stride(8)
