@@ -29,7 +29,7 @@ def page(path):
         for d,k in ((c.metadata,'execution'), (c,'has_sd')): d.pop(k, None)
         if c.cell_type=='code' and 'echo: false' in c.source:
             c.metadata['tags'] = ['remove-input']
-            for o in c.outputs: o['data'] = {'text/markdown': re.sub(r'\A---\n', '', ''.join(o['data'].get('text/markdown','')))}
+            for o in c.outputs: o['data'] = {'text/markdown': re.sub(r'\A---\n|\{target=[^}]*\}', '', ''.join(o['data'].get('text/markdown','')))}
         c.source = re.sub(r'^#\|.*\n', '', c.source, flags=re.M).replace('](../docs/','](').replace('](../CONTRIBUTING','](CONTRIBUTING')
     if path.stem=='index': nb.cells += [mk_cell(toc(k,ps), 'markdown') for k,ps in contents(path.parent).items()]
     write_nb(nb, path)
