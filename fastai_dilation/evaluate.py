@@ -30,6 +30,8 @@ class GridPool(DilatedPool):
         grid = [slice((n-1)//d*d+1) if self.between else slice(None,None,d) for n in x.shape[2:]]
         return self.pool_type.forward(self, x[(..., *grid)])
 
+GridPool.__name__ = 'GridPool2d'   # `create_body` cuts in front of the last module with such a name
+
 # %% ../nbs/04_evaluate.ipynb #b6dbc153
 def _native(model):
     "A twin of `model` with its native settings"

@@ -2,7 +2,8 @@
 import math, random
 import numpy as np, pytest, timm, torch, torchvision.models as tvm
 from torch import nn
-from fastai.vision.all import BCEWithLogitsLossFlat, Callback, DataLoaders, Learner, MSELossFlat, SaveModelCallback, accuracy, accuracy_multi, mae, noop
+from fastai.vision.all import BCEWithLogitsLossFlat, Callback, DataLoaders, Learner, MSELossFlat, SaveModelCallback
+from fastai.vision.all import accuracy, accuracy_multi, create_body, mae, noop
 from fastai.vision.models import xresnet
 from fastai_dilation.all import create_unet_model, get_output_stride, set_output_stride, unet_learner, vision_learner
 from fastai_dilation.all import output_stride_report, pool_over
@@ -131,3 +132,10 @@ def test_unet_refused(path):
     for f in (noop, lambda o: o.mean().backward()):
         f(learn.model(learn.dls.one_batch()[0]))
         with pytest.raises(ValueError, match='build a learner at each output stride'): output_stride_report(learn)
+
+@pytest.mark.parametrize('arch', [xresnet.xresnet18, tvm.resnet18, xresnet.xse_resnet18])
+def test_cut_after_pool_over(arch):
+    "`create_body` finds the head by its pool, also by one that reads the native grid"
+    want,m = create_body(arch()),arch()
+    body = create_body(set_output_stride(pool_over(m,'grid'), 8))
+    assert list(body.state_dict())==list(want.state_dict())
