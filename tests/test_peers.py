@@ -61,4 +61,7 @@ def test_segmentation_models():
     for name in ('resnet34','resnet50'):
         native = randomize(enc(name))
         assert min(off(enc(name,output_stride=8), native, x) for x in xs)>.05 and grid_error(native,8,xs[1])<1e-5
+    for name in ('tu-resnet34d','tu-convnext_atto'):   # timm's, by timm's rule
+        native = alive(enc(name))
+        assert min(off(enc(name,output_stride=8), native, x) for x in xs)>.02
     with pytest.raises(ValueError): smp.DeepLabV3('resnet18', encoder_weights=None, encoder_output_stride=4)
