@@ -91,7 +91,7 @@ def _body(arch, pretrained, weights, cut, n_in):
     try: return create_vision_model(arch, 1, pretrained, weights, cut, **kw)[0],None
     except StopIteration: raise ValueError(f'{arch.__name__} has no pool where its head would begin: say where to cut it by `cut`') from None
 
-def _create(arch, n_out, pretrained=True, weights=None, cut=None, n_in=3, output_stride=16, rates=(3,6,9), init=nn.init.kaiming_normal_):
+def _create(arch, n_out, pretrained, weights, cut, n_in, output_stride, rates, init):
     body,cfg = _body(arch, pretrained, weights, cut, n_in)
     S = get_output_stride(body)
     head = _head(num_features_model(nn.Sequential(body)), n_out, _scale(L(rates),S))
