@@ -11,7 +11,7 @@ from fastcore.script import call_parse, store_true
 from fastprogress import progress_bar
 from skimage import data as photos
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
-from util import randomize
+from util import grid_diff, randomize, with_weights
 from fastai_dilation.all import DilatedPool, create_deeplab_model, create_unet_model, pool_over, set_output_stride
 from fastai_dilation.evaluate import multiply_adds, peak_memory, time_in_turns
 
@@ -27,10 +27,6 @@ class Out(Last):
 
 class Feats(Last):
     def forward(self, x): return self.m.forward_features(x)
-
-def with_weights(m, like):
-    m.load_state_dict(dict(zip(m.state_dict(), like.state_dict().values())))
-    return m
 
 def timm_pair(ours, name, T):
     native = randomize(timm.create_model(name))
@@ -76,8 +72,7 @@ def fwd(m, x): m(x)
 @torch.no_grad()
 def error(m, native, x, T):
     "Largest error on the native grid, in parts of the largest feature; nan if there is no such grid"
-    y,want = m.eval()(x)[...,::32//T,::32//T],native.eval()(x)
-    return ((y-want).abs().max()/want.abs().max()).item() if y.shape==want.shape else np.nan
+    return grid_diff(m.eval()(x), native.eval()(x), T)
 
 def ratio(a, b):
     "Median of the paired ratios `a/b`, and how far the middle half of them is spread"

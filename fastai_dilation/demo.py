@@ -1,6 +1,6 @@
 """The demo: real handwritten digits at output strides from 32 to 4
 
-`fastai-dilation-demo` shows in four minutes on two cores what a smaller output stride is good for, with the 1,797 handwritten digits that come with scikit-learn:
+`fastai-dilation-demo` shows in three to four minutes on two cores what a smaller output stride is good for, with the 1,797 handwritten digits that come with scikit-learn:
 
 1. *Where?* A classifier learns, at its native output stride of 32, which digits are in a scene. With the same weights it is asked where they are, at 32, 16, 8 and 4.
 2. *Which pixels?* A network names the digit of each pixel, at 32 and at 8, after the same number of steps.
@@ -27,8 +27,8 @@ def _enlarge(i, sz): return np.asarray(PILImageBW.create((_digits.images[i]*15).
 
 @lru_cache(4096)
 def scene(
-    i,        # number of the scene; validation scenes begin at 100,000
-    n=10,     # digits on it
+    i,           # number of the scene; validation scenes begin at 100,000
+    n=10,        # digits on it
     szs=(16,28), # smallest and largest side of a digit, in pixels
 ): # image, mask, and a list of (top, left, side, class)
     "A sheet of 128 pixels with `n` handwritten digits, none over another"
@@ -49,10 +49,10 @@ def _image(i, **kwargs): return PILImage.create(np.stack([scene(i,**kwargs)[0]]*
 _few = dict(n=3, szs=(20,32))
 
 def scene_dls(
-    n,             # number of training scenes
-    n_valid=100,   # number of validation scenes
-    masks=True,    # ten small digits and their mask? Else three larger ones, and their names
-    bs=8,          # batch size
+    n,           # number of training scenes
+    n_valid=100, # number of validation scenes
+    masks=True,  # ten small digits and their mask? Else three larger ones, and their names
+    bs=8,        # batch size
 ):
     "`DataLoaders` of scenes"
     kw = {} if masks else _few
@@ -87,7 +87,7 @@ def point(
         boxes = np.array(scene(i,**_few)[2])
         for c in np.unique(boxes[:,-1]):
             b,at = boxes[boxes[:,-1]==c],output_stride*np.array(divmod(m[c].argmax().item(), m.shape[-1]))+offset
-            off = at+.5-b[:,:2]-b[:,2:3]/2
+            off = (at+.5).clip(0,128)-b[:,:2]-b[:,2:3]/2   # a pixel is one wide: its middle is at +.5
             hits.append((abs(off).max(1)<=b[:,2]/2).any())
             dists.append(np.hypot(*off.T).min())
     return np.mean(hits),np.median(dists)
@@ -114,9 +114,9 @@ def draw_where(
 
 # %% ../nbs/06_demo.ipynb #lo06b
 def localise(
-    n=4800,    # training scenes, each seen once
+    n=4800,      # training scenes, each seen once
     n_valid=100, # validation scenes
-    path=None, # PNG to write
+    path=None,   # PNG to write
 ): # a `DataFrame`
     "Train a small `xresnet18` to say which digits are in a scene; ask it where they are, at four output strides"
     dls = scene_dls(n, n_valid, masks=False, bs=16)

@@ -147,7 +147,7 @@ def _maps(net, xb):
     "All maps that the modules of `net` make of `xb`, by name, in the order in which they are made"
     res,ndim = {},xb[0].ndim
     def note(n, m, x, y):
-        if isinstance(y,Tensor) and y.ndim==ndim and max(y.shape[2:])>1: res[n] = y.as_subclass(Tensor)
+        if isinstance(y,Tensor) and y.ndim==ndim: res[n] = y.as_subclass(Tensor)
     for n,o in net.named_modules(): o.register_forward_hook(partial(note,n))
     try:
         with torch.no_grad(): net(*xb)
@@ -165,7 +165,9 @@ def grid_error(
     if x is None: x = torch.randn(1, native.conv.in_channels, *(161,193,97)[:w.ndim-2], generator=torch.Generator().manual_seed(0)).to(first(m.parameters()))
     a,b = [_maps(_share(m,T), tuplify(x)) for T in (output_stride,T0)]
     grid = (..., *[slice(None,None,T0//output_stride)]*(w.ndim-2))
-    ends = [n for n in b if n in a and a[n][grid].shape==b[n].shape and (a[n].shape!=b[n].shape or output_stride==T0)]
+    # a map of a small image may have one position at both strides; else what does not grow, such as a mean, is no map
+    grows = any(-(-o//output_stride)>-(-o//T0) for o in tuplify(x)[0].shape[2:])
+    ends = [n for n in b if n in a and a[n][grid].shape==b[n].shape and (a[n].shape!=b[n].shape or not grows)]
     if not ends: raise ValueError(f'No module of this {type(m).__name__} makes a map of its native output stride, {T0}')
     a,b = a[ends[-1]][grid],b[ends[-1]]
     return ((a-b).abs().max()/b.abs().max()).item()

@@ -3,13 +3,11 @@ import pytest, timm, torch, torchvision
 from copy import deepcopy
 from fastai.vision.all import create_body
 from fastai_dilation.all import create_timm_model, grid_error, set_output_stride
-from util import alive, randomize
+from util import alive, grid_diff, randomize, with_weights
 
 def off(theirs, native, x, T=8):
     "How far the peer's map is from the native one, on the native grid, as a part of the largest feature"
-    theirs.load_state_dict(dict(zip(theirs.state_dict(), native.state_dict().values())))
-    with torch.no_grad(): y,want = forward(theirs.eval(), x)[...,::32//T,::32//T],forward(native.eval(), x)
-    return ((y-want).abs().max()/want.abs().max()).item() if y.shape==want.shape else float('nan')
+    with torch.no_grad(): return grid_diff(forward(with_weights(theirs,native).eval(), x), forward(native.eval(), x), T)
 
 def forward(m, x):
     if hasattr(m,'forward_features'): return m.forward_features(x)

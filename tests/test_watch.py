@@ -163,3 +163,11 @@ def test_grid_error_leaves_the_net():
     ts,modes = tensors(m),[o.training for o in m.modules()]
     assert grid_error(randomize(deepcopy(m)), 8)>1e-2 and grid_error(m, 32)==0
     assert same(m, ts) and [o.training for o in m.modules()]==modes and get_output_stride(m)==16
+
+@pytest.mark.parametrize('sz', [(16,16),(30,31),(33,20)], ids=str)
+def test_grid_error_small(sz):
+    "On an image of which the native map has one position, with and without a head"
+    m = randomize(xresnet.xresnet18(widen=.25))
+    x = torch.randn(1,3,*sz)
+    for o in (m, create_body(m)): assert max(grid_error(o, T, x) for T in (16,8,4))<1e-5
+    assert grid_error(randomize(xresnet.xse_resnet18(widen=.25)), 4, x)>1e-3

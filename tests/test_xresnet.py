@@ -103,7 +103,8 @@ def test_invariant_drawn(dtype, tol, n):
         m,s,x = draw_net(data.draw, [1,2,2,2] if dtype==torch.bfloat16 else [1,2,2,2,3])
         T0 = get_output_stride(m)
         check(m.to(dtype), [x.to(dtype)], [s**data.draw(st.integers(0,round(math.log(T0,s))-1))], tol=tol)
-    f()
+    # oneDNN's bfloat16 is wrong on some processors: a 1x1 conv of 64 to 256 channels over 5 positions is off by .6 (torch 2.14)
+    with torch.backends.mkldnn.flags(enabled=dtype!=torch.bfloat16): f()
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', names)

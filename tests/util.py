@@ -30,5 +30,15 @@ def close(a, b, tol=1e-5):
     assert err<=tol, err
     return err
 
+def with_weights(m, like):
+    "`m` with the weights of `like`, by their order"
+    m.load_state_dict(dict(zip(m.state_dict(), like.state_dict().values())))
+    return m
+
+def grid_diff(a, b, T, native=32):
+    "Largest difference of the map `a`, at output stride `T`, from the `native` map `b`, as a part of its largest feature; nan if they do not match"
+    a = a[...,::native//T,::native//T]
+    return ((a-b).abs().max()/b.abs().max()).item() if a.shape==b.shape else float('nan')
+
 def tensors(m): return [(k,v.clone()) for k,v in m.state_dict().items()]
 def same(m, ts): return list(m.state_dict())==[k for k,_ in ts] and all(v.equal(t) for v,(_,t) in zip(m.state_dict().values(),ts))
