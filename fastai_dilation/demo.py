@@ -2,7 +2,7 @@
 
 `fastai-dilation-demo` shows in three to four minutes on two cores what a smaller output stride is good for, with the 1,797 handwritten digits that come with scikit-learn:
 
-1. *Where?* A classifier learns, at its native output stride of 32, which digits are in a scene. With the same weights it is asked where they are, at 32, 16, 8 and 4.
+1. *Where?* A classifier learns, at its native output stride of 32, which digits are in a scene. Then the same weights are asked where they are, at 32, 16, 8 and 4.
 2. *Which pixels?* A network names the digit of each pixel, at 32 and at 8, after the same number of steps.
 3. *The same answers.* The classifier still says which digits there are, at each output stride."""
 
@@ -28,10 +28,10 @@ def _enlarge(i, sz): return np.asarray(PILImageBW.create((_digits.images[i]*15).
 @lru_cache(4096)
 def scene(
     i,           # number of the scene; validation scenes begin at 100,000
-    n=10,        # digits on it
+    n=10,        # digits on it, at most
     szs=(16,28), # smallest and largest side of a digit, in pixels
 ): # image, mask, and a list of (top, left, side, class)
-    "A sheet of 128 pixels with `n` handwritten digits, none over another"
+    "A sheet of 128x128 pixels with `n` handwritten digits that do not overlap"
     rng,boxes = np.random.default_rng(i),[]
     img,mask = rng.normal(30, 12, (128,128)).clip(0,80),np.zeros((128,128), 'uint8')
     for _ in range(10*n):
@@ -51,7 +51,7 @@ _few = dict(n=3, szs=(20,32))
 def scene_dls(
     n,           # number of training scenes
     n_valid=100, # number of validation scenes
-    masks=True,  # ten small digits and their mask? Else three larger ones, and their names
+    masks=True,  # ten small digits and their mask? Else three larger ones, and their classes
     bs=8,        # batch size
 ):
     "`DataLoaders` of scenes"
@@ -68,7 +68,7 @@ def scene_dls(
 def class_maps(
     model,         # an `XResNet`, trained at its native output stride, 32
     x,             # a batch of images
-    output_stride, # to ask it at
+    output_stride, # at which to ask it
 ): # a map of scores for each class
     "What the classifier `model` says of each place of `x`"
     m = set_output_stride(deepcopy(model), output_stride, warn=False).eval()
@@ -80,7 +80,7 @@ def point(
     items,         # numbers of the scenes
     output_stride, # of the maps
     offset=15.5,   # pixel of the first value
-): # part of the digits that were hit, and the median distance in pixels
+): # share of the digits hit, and median distance in pixels
     "The pointing game"
     hits,dists = [],[]
     for m,i in zip(maps, items):
@@ -135,8 +135,8 @@ def localise(
 def name_digits(
     preds, # class of each pixel, of each scene
     items, # numbers of the scenes
-): # part of the digits that are named rightly
-    "For how many digits do most of the pixels seen as ink say the right class?"
+): # share of the digits that are named rightly
+    "For which share of the digits is the right class the most frequent of their pixels seen as ink?"
     res = []
     for p,i in zip(preds, items):
         _,mask,boxes = scene(i)
@@ -197,10 +197,10 @@ def _folder(out):
 @call_parse
 def main(
     out:str='fastai-dilation-demo', # folder for two pictures and a table
-    scenes:int=4800,                # training scenes of the classifier; the other networks see 3/8 as many
+    scenes:int=4800,                # training scenes of the classifier; the other networks have 1/8 as many, for 3 epochs
     valid:int=100,                  # validation scenes
     control:store_true=False,       # also train at 32 for as long as 8 took?
-    seed:int=42,                    # seed of it all
+    seed:int=42,                    # random seed
 ):
     "Real handwritten digits: where are they, and which are they, at output strides from 32 to 4?"
     out = _folder(out)

@@ -1,6 +1,6 @@
 """Accuracy, time, memory, and where the accuracy goes
 
-When this was first tried with fastai, the [forum thread](https://forums.fast.ai/t/62282) asked for one test: does the accuracy of a pretrained classifier stay if its strides are traded for dilation? It reported "a massive drop in accuracy". This notebook has the test, finds where the drop comes from, and has a remedy:
+When dilation was first tried with fastai, a [forum thread](https://forums.fast.ai/t/62282) asked for one test: does a pretrained classifier keep its accuracy if its strides are traded for dilation? It reported "a massive drop in accuracy". This notebook repeats the test, finds where the drop comes from, and shows a remedy:
 
 ```python
 output_stride_report(learn, (32,16,8))    # every metric, agreement, time and memory, at each output stride
@@ -40,13 +40,13 @@ def _native(model):
     return twin
 
 def _global_pools(model):
-    "Names of the outermost pools that make cells of a whole map"
+    "Names of the outermost adaptive and grid pools"
     ns = [n for n,o in model.named_modules() if isinstance(o,GridPool) or 'Adaptive' in type(o).__name__]
     return [n for n in ns if not any(n.startswith(f'{o}.') for o in ns)]
 
 def pool_over(
     model,            # a network with pool modules that read a whole map; it is changed in place
-    positions='grid', # 'grid': the native ones alone; 'inside': all up to the last native one; 'all': the whole map, as PyTorch
+    positions='grid', # 'grid': the native ones alone; 'inside': all up to the last native one; 'all': the whole map, as in PyTorch
 ):
     "Let the global pools of `model`, in its head and in SE blocks, read these `positions` of a dilated map; returns `model`"
     if positions not in ('grid','inside','all'): raise ValueError(f"`positions` can be 'grid', 'inside' or 'all', not {positions!r}")
@@ -143,19 +143,17 @@ def _share(model, output_stride):
     memo = {id(o):o for o in [*model.parameters(), *model.buffers()]}
     return set_output_stride(deepcopy(model, memo).eval(), output_stride, warn=False)
 
-def _maps(net, xb):
-    "All maps that the modules of `net` make of `xb`, by name, in the order in which they are made"
-    res,ndim = {},xb[0].ndim
-    def note(n, m, x, y):
-        if isinstance(y,Tensor) and y.ndim==ndim: res[n] = y.as_subclass(Tensor)
-    for n,o in net.named_modules(): o.register_forward_hook(partial(note,n))
+def _run(net, xb, note):
+    "Run `net` on `xb`, and give `note` the name and the map of each module that makes one"
+    def hook(n, m, x, y):
+        if isinstance(y,Tensor) and y.ndim==xb[0].ndim: note(n, y.as_subclass(Tensor))
+    for n,o in net.named_modules(): o.register_forward_hook(partial(hook,n))
     try:
         with torch.no_grad(): net(*xb)
     except Exception as e: raise ValueError(f'At this stride this {type(net).__name__} does not run on {tuple(xb[0].shape)}: {e}') from e
-    return res
 
 def grid_error(
-    model,         # a network; it is afterwards as it was
+    model,         # a network; it is left as it was
     output_stride, # the stride to compare with the native one
     x=None,        # a batch, or a tuple of inputs; by default one random image with odd sides
 )->float: # as a part of the largest feature
@@ -163,13 +161,16 @@ def grid_error(
     m,native = get_model(model),_native(model)
     T0,w = native.strides()[1][-1],native.conv.weight
     if x is None: x = torch.randn(1, native.conv.in_channels, *(161,193,97)[:w.ndim-2], generator=torch.Generator().manual_seed(0)).to(first(m.parameters()))
-    a,b = [_maps(_share(m,T), tuplify(x)) for T in (output_stride,T0)]
+    xb,maps,last = tuplify(x),{},[]
     grid = (..., *[slice(None,None,T0//output_stride)]*(w.ndim-2))
-    # a map of a small image may have one position at both strides; else what does not grow, such as a mean, is no map
-    grows = any(-(-o//output_stride)>-(-o//T0) for o in tuplify(x)[0].shape[2:])
-    ends = [n for n in b if n in a and a[n][grid].shape==b[n].shape and (a[n].shape!=b[n].shape or not grows)]
-    if not ends: raise ValueError(f'No module of this {type(m).__name__} makes a map of its native output stride, {T0}')
-    a,b = a[ends[-1]][grid],b[ends[-1]]
+    # of a small image, a map may have one position at both strides; otherwise what does not grow, such as a mean, is not a map
+    grows = any(-(-o//output_stride)>-(-o//T0) for o in xb[0].shape[2:])
+    def note(n, y):
+        if n in maps and y[grid].shape==maps[n].shape and (y.shape!=maps[n].shape or not grows): last[:] = y[grid],maps[n]
+    _run(_share(m,T0), xb, maps.__setitem__)
+    _run(_share(m,output_stride), xb, note)
+    if not last: raise ValueError(f'No module of this {type(m).__name__} makes a map of its native output stride, {T0}')
+    a,b = last
     return ((a-b).abs().max()/b.abs().max()).item()
 
 # %% ../nbs/04_evaluate.ipynb #608179ad
@@ -180,10 +181,10 @@ def _plot(df):
     for T,r in df.iterrows(): ax.annotate(f' {T}', (r['multiply-adds G'],r[y]))
 
 def output_stride_report(
-    learn,                    # a `Learner`; it is afterwards as it was
+    learn,                    # a `Learner`; it is left as it was
     output_strides=(32,16,8), # output strides to compare
     dl=None,                  # `DataLoader` with targets; by default the validation set
-    n=5,                      # forwards of one batch at each output stride, for the time
+    n=5,                      # forward passes of one batch at each output stride, for the time; the first does not count
     plot=False,               # draw the first metric against multiply-adds?
 ): # a `DataFrame` with a row for each output stride
     "What the model of `learn` says at several output strides, with the same weights, and what that costs"

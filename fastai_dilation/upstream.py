@@ -3,14 +3,14 @@
 ## What
 
 An XResNet halves the resolution five times.
-To segment or detect, one wants larger maps with the same weights: stride 1 for 2, and later taps twice as far apart ([DeepLab](https://arxiv.org/abs/1606.00915)).
+To segment or detect, one wants larger maps with the same weights: stride 1 instead of 2, and the taps of later convs twice as far apart ([DeepLab](https://arxiv.org/abs/1606.00915)).
 
 ```python
 xresnet34(output_stride=8)
 vision_learner(dls, xresnet34, output_stride=8)    # cnn_learner and unet_learner too
 ```
 
-The dilated map, read at every 2nd (4th, ...) position, *equals* the native map. The tests assert that to 1e-5.
+The dilated map, read at every 2nd (4th, ...) position, *equals* the native map, the one without `output_stride`. The tests assert that to 1e-5 of its maximum.
 
 ## What was open
 
@@ -18,18 +18,18 @@ In the [forum thread](https://forums.fast.ai/t/62282) and fastai2#56:
 
 - *Weights?* Same names, order and shapes at every output stride, so they load strictly.
 - *The massive drop in accuracy?* A strided block's shortcut averages 2x2 positions. Without the stride, that pool was gone. `DilatedAvgPool` keeps it.
-- *What is left of it?* A classifier's head averages over the new positions too. Over the native ones alone (*grid*, below) nothing is lost.
+- *What is left of the drop?* A classifier's head averages over the new positions too. Over the native ones alone (*grid*, below) nothing is lost.
 - *Where does dilation start?* In the first stage beyond `output_stride`. Its first block has `first_dilation` for the conv that had the stride, `dilation` after it (timm's names).
-- *Deep and deeper?* The same, from 128 and 512 down to 4.
+- *`xresnet*_deep` and `_deeper`?* The same: from their native 128 and 512 down to 4.
 - *Complexity?* 45 lines added and 17 removed in three modules.
 - *Existing networks?* The same random numbers and outputs, bit for bit. One default changes: a `ConvLayer` with `dilation` and no `padding` keeps its map's size.
 - *Squeeze-and-excitation, self-attention?* They read the whole map: dilated they work, but are not exact.
 - *torchvision's networks?* Their constructors take no `output_stride`; the error says so.
-- *Networks that exist already, timm's weights?* They are in the package fastai_dilation, and can follow.
+- *Networks that exist already, timm's weights?* The package fastai_dilation has both; they are not part of this.
 
-## Figures
+## Accuracy
 
-Accuracy in percent, 450 handwritten digits, a half-width xresnet18 trained at 32; the same weights at 16 and 8:
+Accuracy in percent, 450 handwritten digits, a half-width xresnet18 trained at an output stride of 32; the same weights at 16 and 8. *grid*: the head reads the native positions alone. *no pool*: the shortcut as in the forum thread.
 
 | image | shortcut | 32 | 16 | 16 grid | 8 | 8 grid |
 |---|---|---|---|---|---|---|
@@ -84,10 +84,10 @@ class DilatedAvgPool(Module):
             y,n = x,x.shape[ax]
             for i in range(1, self.ks):
                 off = min(i*self.dilation, n)
-                y = y.lerp(torch.cat([x.narrow(ax,off,n-off), y.narrow(ax,n-off,off)], ax), 1/(i+1)) # off the map: the mean itself
+                y = y.lerp(torch.cat([x.narrow(ax,off,n-off), y.narrow(ax,n-off,off)], ax), 1/(i+1)) # a tap off the map leaves the mean as it is
             x = y
         return x
-''', text='`DilatedAvgPool` pools each of the map\'s phases as `AvgPool` would pool it:', test='''
+''', text='From each start, every `dilation`th position of the map is pooled as `AvgPool` would pool it:', test='''
 x = torch.randn(2, 4, 19, 14)
 tst,pool = DilatedAvgPool(2, 3),AvgPool(2, ceil_mode=True)
 for i,j in itertools.product(range(3), range(3)): test_close(tst(x)[...,i::6,j::6], pool(x[...,i::3,j::3]), eps=1e-6)
@@ -106,7 +106,7 @@ res_block = Change('01_layers', 'class ResBlock(Module)', {
     'ConvLayer(nh2,  nf, ks, groups=g2, ':'ConvLayer(nh2,  nf, ks, groups=g2, dilation=dilation, ',
     'ceil_mode=True))\n':'''ceil_mode=True))
         if first!=dilation: idpath.insert((1,0)[pool_first], DilatedAvgPool(dilation//first, first))
-'''}, text='Here is a block whose stride 2 was traded for dilation. On every other position it is the strided block.', test='''
+'''}, text='Here is a block whose stride 2 was traded for dilation, on a map of dilation 2. At every 4th position it has the strided block\'s outputs.', test='''
 x,tst = torch.randn(2, 8, 21, 30),ResBlock(1, 8, 16, stride=2).eval()
 nn.init.ones_(tst.convpath[1][1].weight) # otherwise the convs do not count
 dil = ResBlock(1, 8, 16, dilation=4, first_dilation=2).eval()
@@ -132,7 +132,7 @@ xres_net = Change('11_vision.models.xresnet', 'class XResNet(nn.Sequential)', {
         def dils(i): return {} if dilation==1 else dict(dilation=dilation, first_dilation=dilation if i else first_dilation)
 ''',
     'ndim=self.ndim, ks=self.ks, **kwargs)':'ndim=self.ndim, ks=self.ks, **dils(i), **kwargs)'},
-    text='With an `output_stride`, later strides are traded for dilation. On the native grid the map is the native one:', test='''
+    text='With an `output_stride`, later strides are traded for dilation. Every `32//output_stride`th position of the map has the values of the native one:', test='''
 x,args = torch.randn(1, 3, 97, 75),(ResBlock, 1, [2,2,2,2])
 def feats(m): return nn.Sequential(*list(m)[:-4]).eval()(x)
 tst = XResNet(*args)
@@ -169,7 +169,7 @@ test_eq(tst(torch.randn(2,3,64,64)).shape, [2,5,64,64])
 # %% ../nbs/90_upstream.ipynb #fd61b801
 xrn50 = Change('11_vision.models.xresnet', 'def _xresnet(', {
     'def _xresnet(':'''def _load_xrn50(m, sd):
-    "Load `sd` into xresnet50 `m`: all of it, by the names of today or of 2019; a head that is not for 1000 classes stays new"
+    "Load `sd` into xresnet50 `m`: all of it, with the names of today or of 2019; a head for other than 1000 classes keeps its new weights"
     names = [(r'\\.convs\\.','.convpath.'), (r'^(4.*)\\.idconv\\.',r'\\1.idpath.0.'), (r'\\.idconv\\.','.idpath.1.'), (r'^10\\.','11.')]
     for old,new in names: sd = {re.sub(old,new,k):v for k,v in sd.items()}
     if m[-1].out_features!=1000: sd.update(m[-1].state_dict(prefix='11.'))
@@ -193,10 +193,10 @@ test_fail(lambda: xresnet34(pretrained=True), contains='Only xresnet50')
 stack = [('MaxPool: pass on ceil_mode', 'A strided `ResBlock` with `pool=MaxPool` failed on maps of odd size.', [max_pool]),
     (*(__doc__ or '').partition('\n')[::2], [conv_layer, dilated_avg_pool, res_block, xres_net, vision_model, unet_model]),
     ('xresnet50(pretrained=True): load all of the file, or say why not', """
-By fastai2#58 the names in xrn50_940.pth date from 2019: `convs`, `idconv`, and a head without dropout before it. If so, `strict=False` hides
+According to fastai2#58 the names in xrn50_940.pth date from 2019: `convs`, `idconv`, and a head without dropout before it. If so, `strict=False` hides
 that only the stem is loaded and all 16 blocks stay random. Now these names are translated, and what does not fit is an error.
 
-`pretrained=True` is an error for other sizes too: they have no weights, and loaded this file's stem. `vision_learner(dls, xresnet34)` needs
+`pretrained=True` is an error for other sizes too: they have no weights of their own, and loaded the stem of this file. `vision_learner(dls, xresnet34)` needs
 `pretrained=False` from now on.
 
 Not checked: the file itself could not be downloaded where this was written. The names are those of the issue and of fastai's code of 2019. Run
@@ -204,7 +204,7 @@ Not checked: the file itself could not be downloaded where this was written. The
 
 # %% ../nbs/90_upstream.ipynb #549a7de8
 def _edit(path, c):
-    "Make the change `c` in the notebook `path`; the module that it exports to"
+    "Make the change `c` in the notebook `path`; returns the module that it exports to"
     nb = read_nb(path)
     ids = [i for i,o in enumerate(nb.cells) if o.cell_type=='code' and c.words in o.source and re.match(r'#\|\s*export', o.source)]
     if len(ids)!=1: raise SystemExit(f'{c.nb}: there should be one exported cell with `{c.words}`, but there are {len(ids)}')
@@ -218,7 +218,7 @@ def _edit(path, c):
 
 # %% ../nbs/90_upstream.ipynb #d2f2558f
 def _run(*args, cwd):
-    "Output of a command; its words, if it fails"
+    "Output of a command; if it fails, its message is raised as `SystemExit`"
     env = {k:v for k,v in os.environ.items() if k!='IN_TEST'}   # nbdev exports nothing where that is set
     try: res = subprocess.run(args, cwd=cwd, env=env, capture_output=True, text=True)
     except OSError as e: raise SystemExit(f'{args[0]}: {e.strerror}: {e.filename}')

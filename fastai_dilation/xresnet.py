@@ -1,6 +1,6 @@
-"""`output_stride` for every XResNet, and for any network that exists, trained or not
+"""`output_stride` for every XResNet, and `set_output_stride` for an existing network, trained or not
 
-A network that halves its map five times has an *output stride* of 32: one value for every 32 pixels. This module lets us ask for another one, when a network is built, or when it exists already:
+A network that halves its map five times has an *output stride* of 32: one value for every 32 pixels. This module lets us ask for another one, when a network is built, or later:
 
 ```python
 xresnet34(output_stride=8)
@@ -61,7 +61,7 @@ class _Twin(TorchFunctionMode):
         try:
             with torch.no_grad(), self: self.net(self.x)
         except Exception as e:
-            raise ValueError(f'Cannot follow the strides of this {type(self.net).__name__}: with sides of {px}, `{self.stack[-1]}`: {e!r}') from e
+            raise ValueError(f'Cannot follow the strides of this {type(self.net).__name__}: `{self.stack[-1] or "forward"}`, with sides of {px}: {e!r}') from e
         return self.reads
 
     def __torch_function__(self, f, types, args=(), kwargs=None):
@@ -92,7 +92,7 @@ def strides(self:_Twin):
 def _plan(strides, ops, T):
     "By layer how far its taps move apart at output stride `T`"
     bad = first(n for n,Ss in strides.items() if max(Ss)*ops[n]>T and (len(Ss)>1 or max(Ss)<T))
-    if bad: raise ValueError(f'Cannot dilate `{bad}` exactly: its stride of {ops[bad]} on a map of stride {sorted(strides[bad])} skips {T}')
+    if bad: raise ValueError(f'Cannot dilate `{bad}` exactly at {T}: on maps of stride {sorted(strides[bad])} it has a stride of {ops[bad]}')
     return {n:max(Ss)//T for n,Ss in strides.items() if max(Ss)*ops[n]>T}
 
 # %% ../nbs/01_xresnet.ipynb #f2c5cca7
@@ -108,7 +108,7 @@ _around = 'avg_pool max_pool unfold roll flip group_norm instance_norm batch_nor
 def _grown(a, b): return {tuple(map(math.prod, zip(*[o for o in zip(*szs) if o[0]!=o[1]]))) for szs in zip(a,b)}
 
 def _inexact(native, dilated):
-    "The first of the calls `dilated` that reads several positions of a map which has more of them than in `native`, in words"
+    "In words, the first call of `dilated` that reads several positions of a map that is larger than in `native`, or `None`"
     bad = None
     for (f,n,*a),(f2,n2,*b) in zip(native, dilated):
         xs,ys = map(_grown, a, b)
@@ -121,7 +121,7 @@ def _inexact(native, dilated):
 def set_output_stride(
     model,         # a network: whole, or cut; on any device; it is changed in place
     output_stride, # pixels of the image for one value of the last map: a stride that the network passes through
-    warn=True,     # say so if the network is not exact then?
+    warn=True,     # warn if the network is not exact at that stride?
 ):
     "Trade the strides of `model` beyond `output_stride` for dilation; returns `model`"
     m,T,twin = get_model(model),output_stride,_Twin(model)
