@@ -199,7 +199,7 @@ def main(
     out:str='fastai-dilation-demo', # folder for two pictures and a table
     scenes:int=4800,                # training scenes of the classifier; the other networks have 1/8 as many, for 3 epochs
     valid:int=100,                  # validation scenes
-    control:store_true=False,       # also train at 32 for as long as 8 took?
+    control:bool=False,             # also train at 32 for as long as 8 took?
     seed:int=42,                    # random seed
 ):
     "Real handwritten digits: where are they, and which are they, at output strides from 32 to 4?"
