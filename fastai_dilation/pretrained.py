@@ -77,8 +77,7 @@ def _fetch(source):
     try:
         if source.startswith('http'): return load_state_dict_from_url(source, map_location='cpu')['model']
         return _timm(source, pretrained=True).state_dict()
-    except Exception as e:
-        raise OSError(f'Cannot fetch the weights {source!r}. Offline, give the file: weights=PATH ({_why(e)})') from e
+    except Exception as e: raise OSError(f'Cannot fetch the weights {source!r}. Offline, give the file: weights=PATH ({_why(e)})') from e
 
 # %% ../nbs/03_pretrained.ipynb #48475b2d
 def _misfits(want, sd):

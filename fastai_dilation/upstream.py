@@ -25,7 +25,7 @@ In the [forum thread](https://forums.fast.ai/t/62282) and fastai2#56:
 - *Existing networks?* The same random numbers and outputs, bit for bit. One default changes: a `ConvLayer` with `dilation` and no `padding` keeps its map's size.
 - *Squeeze-and-excitation, self-attention?* They read the whole map: dilated they work, but are not exact.
 - *torchvision's networks?* Their constructors take no `output_stride`; the error says so.
-- *Networks that exist already, timm's weights?* The package fastai_dilation has both; they are not part of this.
+- *Existing models, timm's weights?* The package fastai_dilation has both; they are not part of this.
 
 ## Accuracy
 

@@ -25,8 +25,7 @@ __all__ = ['set_output_stride', 'get_output_stride']
 # %% ../nbs/01_xresnet.ipynb #d749eab9
 from fastai.vision.all import *
 from .layers import *
-from .layers import _dilate,_looks_around,_stride
-from torch.nn.modules.conv import _ConvNd,_ConvTransposeNd
+from .layers import _ConvNd,_ConvTransposeNd,_dilate,_looks_around,_stride
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -157,6 +156,7 @@ def get_output_stride(
 @patch
 @delegates(XResNet.__init__)
 def __init__(self:XResNet, block, expansion, layers, *args, output_stride=None, weights=None, **kwargs):
+    "An `XResNet` with the strides beyond `output_stride` traded for dilation, and with `weights` as `load_weights` takes them"
     XResNet._orig___init__(self, block, expansion, layers, *args, **kwargs)
     if weights is not None: self.load_weights(weights)
     if output_stride is not None: set_output_stride(self, output_stride, warn=False)
