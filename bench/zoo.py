@@ -96,9 +96,9 @@ def row(net, secs=60):
 
 def clause(s):
     "What a reader needs of the warning or error `s`"
-    s = re.sub(r'^Cannot (follow the strides of|dilate)( this \w+:)? (with sides of \d+, )?|^.*? is not exact: ', '', s.split('\n')[0])
+    s = re.sub(r'^Cannot (follow the strides of|dilate)( this \w+:)? |^.*? is not exact: |, with sides of \d+', '', s.split('\n')[0])
     s = re.sub(r'^`output_stride` of this \w+ can be one of (.*), not \d+$', r'its output strides are \1', s)
-    s = s.replace(' exactly: ', ': ').replace('|', '/')
+    s = re.sub(r' exactly( at \d+)?: ', ': ', s).replace('|', '/')
     return re.sub(r', and the map has more.*|[.!] .*', '', s)[:120]
 
 def table(rows):

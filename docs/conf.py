@@ -3,6 +3,7 @@ project = 'fastai_dilation'
 extensions = ['myst_nb']
 html_theme = 'furo'
 html_title = project
+html_use_index = False
 nb_execution_mode = 'off'
 nb_render_markdown_format = 'myst'
 html_static_path = ['static']
