@@ -1,4 +1,4 @@
-"""fastai's networks halve the resolution five times: the last feature map has one value for every 32x32 pixels. To segment or detect, we want larger maps and the pretrained weights. `output_stride=8` sets the last two strides to 1 and dilates the layers behind them. **Every value of the native feature map (the one before the change) is still there, to float precision, and every weight keeps its name.** (Where that is not so, the library says so: see below.)
+"""fastai's networks halve the resolution five times (the deep ones seven, the deeper ones nine): the last feature map has one value for every 32x32 pixels. To segment or detect, we want larger maps and the pretrained weights. `output_stride=8` sets the last two strides to 1 and dilates the layers behind them. **Every value of the native feature map (the one before the change) is still there, to float precision, and every weight keeps its name.** (Where that is not so, the library says so: see below.)
 
 ```python
 from fastai.vision.all import *
@@ -8,7 +8,7 @@ learn = vision_learner(dls, xresnet34, output_stride=8)     # and cnn_learner
 learn = unet_learner(dls, resnet34, output_stride=8)        # torchvision's pretrained encoder, dilated
 learn = deeplab_learner(dls, resnet50, output_stride=16)    # DeepLabV3; learn.set_output_stride(8) after training
 model = xresnet50_deeper(output_stride=16)                  # any xresnet, xse_resnet, xresnext, deep and deeper
-set_output_stride(model, 8)                                 # an existing model; 32 takes it back
+set_output_stride(model, 8)                                 # an existing model; its native stride, here 512, takes it back
 ```
 
 `pretrained=True`, the learners' default, also works for `xresnet18`, `34`, `101`, `152` and `xresnext50`, with timm's ImageNet weights, which fit tensor by tensor (`pip install "fastai_dilation[timm]"`). `xresnet50` has fastai's own.
