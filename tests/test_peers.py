@@ -33,11 +33,11 @@ def test_shortcut_with_a_pool():
     "Exact here, off in timm"
     for name in ('resnet34d','resnet50d'):
         theirs,ours = of_timm(name)
-        assert max(ours)<1e-5 and .05<min(theirs)<=max(theirs)<.25, theirs
+        assert max(ours)<1e-5 and .03<min(theirs)<=max(theirs)<.4, theirs
 
 def test_convnext():
     theirs,ours = of_timm('convnext_atto')
-    assert max(ours)<1e-5 and .15<min(theirs)<=max(theirs)<.35, theirs
+    assert max(ours)<1e-5 and .1<min(theirs)<=max(theirs)<.5, theirs
 
 def test_strides():
     "timm and torchvision stop at 8; a basic block of torchvision's cannot be dilated"
@@ -59,8 +59,8 @@ def test_segmentation_models():
     for name in ('resnet34','resnet50'):
         native = randomize(enc(name))
         theirs = [off(enc(name,output_stride=8), native, x) for x in xs]
-        assert .15<min(theirs)<=max(theirs)<.35 and grid_error(native,8,xs[1])<1e-5
+        assert .1<min(theirs)<=max(theirs)<.5 and grid_error(native,8,xs[1])<1e-5
     for name in ('tu-resnet34d','tu-convnext_atto'):   # timm's, by timm's rule
         native = alive(enc(name))
-        assert min(off(enc(name,output_stride=8), native, x) for x in xs)>.05
+        assert min(off(enc(name,output_stride=8), native, x) for x in xs)>.03
     with pytest.raises(ValueError): smp.DeepLabV3('resnet18', encoder_weights=None, encoder_output_stride=4)
