@@ -56,7 +56,7 @@ def _scale(rates, stride):
     "Convert `rates`, given for a native stride of 32, to a native stride of `stride`"
     res = [r*32/stride for r in rates]
     if not all(r>=1 and r==int(r) for r in res):
-        raise ValueError(f'`rates` are given for a map of stride 32, and have to be whole numbers from 1 on the native map: {tuple(rates)} make {res} at this net\'s native stride of {stride}')
+        raise ValueError(f"`rates` are given for a map of stride 32, and have to be whole numbers from 1 on the native map: {tuple(rates)} make {res} at this net's native stride of {stride}")
     return [int(r) for r in res]
 
 # %% ../nbs/05_deeplab.ipynb #topx05

@@ -24,8 +24,8 @@ __all__ = ['set_output_stride', 'get_output_stride']
 
 # %% ../nbs/01_xresnet.ipynb #d749eab9
 from fastai.vision.all import *
-from .layers import *
-from .layers import _ConvNd,_ConvTransposeNd,_dilate,_looks_around,_stride
+from .layers import _dilate,_looks_around,_stride
+from torch.nn.modules.conv import _ConvNd,_ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 

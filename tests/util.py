@@ -35,9 +35,9 @@ def with_weights(m, like):
     m.load_state_dict(dict(zip(m.state_dict(), like.state_dict().values())))
     return m
 
-def grid_diff(a, b, T, native=32):
-    "Largest difference of the map `a`, at output stride `T`, from the `native` map `b`, as a part of its largest feature; nan if they do not match"
-    a = a[...,::native//T,::native//T]
+def grid_diff(a, b, T):
+    "Largest difference of the map `a`, at output stride `T`, from the native map `b`, at 32, as a part of its largest feature; nan if they do not match"
+    a = a[...,::32//T,::32//T]
     return ((a-b).abs().max()/b.abs().max()).item() if a.shape==b.shape else float('nan')
 
 def tensors(m): return [(k,v.clone()) for k,v in m.state_dict().items()]
