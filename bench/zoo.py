@@ -4,7 +4,7 @@ import torchvision.models as tvm
 from pathlib import Path
 from fastai.vision.all import *
 from fastai_dilation.all import *
-from fastai_dilation.xresnet import _Twin
+from fastai_dilation.layers import CannotDilate
 from fastcore.script import call_parse
 from fastcore.xdg import xdg_cache_home
 
@@ -12,16 +12,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
 from util import alive
 
 # the better ones first
-verdicts = dict(o.split(': ', 1) for o in """exact: the native map is there, to float precision
-exact with pool_over: exact after `pool_over(model, 'grid')`, and warned of without it
+verdicts = dict(o.split(': ', 1) for o in """exact: the native map is there, to float precision, and there is no warning
 warned, but exact: there is a warning, and the last map is exact all the same
 warned: the network changes, and a warning says that it is not exact, and why
-refused: a `ValueError` says why, and the network stays as it was
-not compared: it changes, and what it then makes of this image has no map to compare
+refused: an error says why, and the network stays as it was
+not compared: it changes, and what it then makes of these images has no map to compare
 not run: too large or too slow for this page, or it does not run at all
 silent: not exact, and no warning, which is a bug
 crash: any other error, which is a bug""".split('\n'))
 bugs,tol = ['silent','crash'],1e-9
+# native sides are odd in the first image, and even in the second; what does not run on those has its own size
+sides = (65,129),(64,128)
+popular = '''resnet50 resnet50d seresnet50 ecaresnet26t resnext50_32x4d resnetblur18 resnetrs50 convnext_tiny densenet121 efficientnet_b0 efficientnet_lite0
+tf_efficientnet_b0 tf_efficientnetv2_b0 tf_efficientnet_lite0 tf_mobilenetv3_small_100 tf_mixnet_s mobilenetv2_100 mobilenetv3_large_100 mobilenetv4_conv_small
+mobilenetv4_hybrid_medium regnety_008'''.split()
 
 def build(lib, name): return timm.create_model(name) if lib=='timm' else tvm.get_model(name)
 
@@ -31,35 +35,40 @@ def families():
     for o in tvm.list_models(module=tvm): res.setdefault(('torchvision', tvm.get_model_builder(o).__module__.split('.')[-1]), []).append(o)
     return res
 
+def millions(lib, name):
+    "Millions of parameters; without making them, where the network can be built on the meta device"
+    try:
+        with torch.device('meta'): m = build(lib, name)
+    except NotImplementedError: m = build(lib, name)
+    return sum(p.numel() for p in m.parameters())/1e6
+
 def smallest(fams, n=2):
     "The `n` networks of each family with the fewest parameters, and how many millions they have, which is kept for the next time"
     cache = xdg_cache_home()/'fastai_dilation_zoo.json'
     szs = json.loads(cache.read_text()) if cache.exists() else {}
     for lib,o in progress_bar([(lib,o) for (lib,_),names in fams.items() for o in names if f'{lib} {o}' not in szs], leave=False):
-        with torch.device('meta'): szs[f'{lib} {o}'] = sum(p.numel() for p in build(lib,o).parameters())/1e6
+        szs[f'{lib} {o}'] = millions(lib, o)
     cache.mk_write(json.dumps(szs))
     return [(*fam,o,szs[f'{fam[0]} {o}']) for fam,names in fams.items() for o in sorted(names, key=lambda o: szs[f'{fam[0]} {o}'])[:n]]
 
-def change(m, T):
-    "A copy of `m` at output stride `T` that has the same weights, and what was warned of"
+def inputs(m):
+    "Images that `m` runs on: one with odd and one with even native sides, if it does"
+    own = tuple(getattr(m,'default_cfg',{}).get('input_size',(3,224,224))[1:])
+    runs = [torch.randn(1,3,*sz) for sz in sides if fails(m, torch.randn(1,3,*sz)) is None]
+    return runs or [torch.randn(1,3,*own)]
+
+def at(m, T):
+    "Verdict, error and reason for `m` at output stride `T`"
+    m = deepcopy(m)
     with warnings.catch_warnings(record=True) as ws:
         warnings.simplefilter('always')
-        m = set_output_stride(deepcopy(m, {id(o):o for o in [*m.parameters(), *m.buffers()]}), T)
-    return m,first(str(o.message) for o in ws if 'not exact' in str(o.message))
-
-def at(m, T, x):
-    "Verdict, error and reason for `m` at output stride `T`"
-    try: said = change(m, T)[1] or ''
-    except ValueError as e: return 'refused',None,str(e)
-    try: err = grid_error(m, T, x)
+        try: set_output_stride(m, T)
+        except CannotDilate as e: return 'refused',None,str(e)
+    said,xs = first(str(o.message) for o in ws if o.category is InexactWarning) or '',inputs(m)
+    try: err = max(grid_error(m.double(), T, x.double()) for x in xs)
     except ValueError as e: return ('warned' if said else 'not compared'),None,said or str(e)
     if err<=tol: return ('warned, but exact' if said else 'exact'),err,said
-    if not said: return 'silent',err,''
-    try:
-        pooled = pool_over(deepcopy(m), 'grid')
-        if not change(pooled, T)[1] and grid_error(pooled, T, x)<=tol: return 'exact with pool_over',err,said
-    except ValueError: pass
-    return 'warned',err,said
+    return ('warned' if said else 'silent'),err,said
 
 def fails(m, x):
     "Why `m` does not run on `x`, if so"
@@ -70,19 +79,16 @@ def fails(m, x):
 def check(lib, fam, name, sz):
     "Output strides, the worse verdict, the error at the last of the strides, and the reason"
     if sz>150: return (),'not run',None,f'{sz:.0f} M parameters'
-    m,x = alive(build(lib, name)).double(),torch.randn(1, 3, 161, 193).double()
-    if picky := fails(m, x):
-        x = torch.randn(1, *getattr(m,'default_cfg',{}).get('input_size',(3,224,224))).double()
-        if why := fails(m, x): return (),'not run',None,why
-    try: valid = _Twin(m).strides()[1][:-1]
-    except ValueError: valid = []
-    Ts = [T for T in (16,8) if T in valid] or [T for T in valid if 4<=T<8] or [8]   # below 4 a map takes too much memory
-    res = [at(m, T, x) for T in Ts]
+    m = alive(build(lib, name))
+    if why := fails(m, inputs(m)[0]): return (),'not run',None,why
+    try: possible = output_strides(m)[:-1]
+    except CannotDilate as e: return (),'refused',None,str(e)
+    Ts = [T for T in (16,8) if T in possible] or [T for T in possible if 4<=T<8] or [8] # below 4 a map takes too much memory
+    res = [at(m, T) for T in Ts]
     verdict,_,reason = max(res, key=lambda o: list(verdicts).index(o[0]))
-    if picky and verdict=='refused' and fails(m, x[...,::2,::2]): reason = f'it does not run on all sizes of image, but on {x.shape[2]}x{x.shape[3]}'
     return Ts,verdict,res[-1][1],reason
 
-def row(net, secs=60):
+def row(net, secs=90):
     "What `check` says of `net`, in one thread and at most `secs`"
     class TooSlow(BaseException): "No `Exception`, so that nobody on the way takes it for an error of the network"
     def stop(*_): raise TooSlow
@@ -96,10 +102,10 @@ def row(net, secs=60):
 
 def clause(s):
     "What a reader needs of the warning or error `s`"
-    s = re.sub(r'^Cannot (follow the strides of|dilate)( this \w+:)? |^.*? is not exact: |, with sides of \d+', '', s.split('\n')[0])
+    s = re.sub(r'^Cannot dilate (`\S+`): it ', r'\1 ', s.split('\n')[0])
+    s = re.sub(r'^At output_stride=\d+ this \w+ is not exact: ', '', s).replace(', and cannot run by phases', '')
     s = re.sub(r'^`output_stride` of this \w+ can be one of (.*), not \d+$', r'its output strides are \1', s)
-    s = re.sub(r' exactly( at \d+)?: ', ': ', s).replace('|', '/')
-    return re.sub(r', and the map has more.*|[.!] .*', '', s)[:120]
+    return re.sub(r'[.:] [A-Z`].*', '', s.replace('|', '/'))[:160]
 
 def table(rows):
     "`rows` as Markdown, without columns that are empty"
@@ -115,9 +121,10 @@ def page(rows):
     counts = '\n'.join(f'| {k} | {len(found[k])} | {v} |' for k,v in verdicts.items())
     return f"""# Which networks
 
-What `set_output_stride` does to the smallest two networks of each module of timm, and of torchvision's classifiers. Each was asked for the output
-strides 16 and 8, where it has them, and its last map, on the native grid, was compared with the native one. The error is the largest difference, as a
-part of the largest value. Weights are random, and none is near 0, which would hide a difference. Images have 161x193 pixels, in double precision.
+What `set_output_stride` does to the smallest two networks of each module of timm, and of torchvision's classifiers, and to some of timm's best-known
+ones. Each was asked for the output strides 16 and 8, where it has them, and its last map, on the native grid, was compared with the native one. The
+error is the largest difference, as a part of the largest value. Weights are random, and none is near 0, which would hide a difference. There are two
+images, in double precision: one of 65x129 pixels, of which the native maps have odd sides, and one of 64x128, of which they have even ones.
 
 An *exact* network can change its stride at any time, before training or after. One that is *warned* of works, but is no longer the function that
 was trained: train on at the new stride. One that is *refused* stays as it was. Any other network can be asked: `set_output_stride` says what it
@@ -135,9 +142,10 @@ def main(
     only:str='',                # only networks whose library, module and name fit this expression, and no page
     n_workers:int=2,            # processes
 ):
-    "Ask the smallest two networks of each family for smaller output strides; fails if one is off in silence, or dies"
+    "Ask the smallest two networks of each family, and the popular ones, for smaller output strides; fails if one is off in silence, or dies"
     warnings.simplefilter('ignore')
-    nets = [o for o in smallest(families()) if re.search(only, ' '.join(o[:3]))][::10 if quick else 1]
+    named = [('timm','popular',o,millions('timm',o)) for o in popular]
+    nets = [o for o in (*smallest(families()),*named) if re.search(only, ' '.join(o[:3]))][::10 if quick else 1]
     rows = parallel(row, nets, n_workers=n_workers, progress=True)
     for o in rows:
         if only or quick or o.verdict in bugs: print(o.verdict, o.lib, o.name, o.strides, o.error, o.reason)

@@ -18,10 +18,14 @@ Modules:
 - `fastai_dilation.deeplab`: A learner whose dilation rates follow the output stride, and a resizing that keeps each value at its pixel
 - `fastai_dilation.demo`: The demo: real handwritten digits at output strides from 32 to 4
 - `fastai_dilation.evaluate`: Accuracy, time, memory, and where the accuracy goes
-- `fastai_dilation.layers`: A pool, a conv layer and a residual block whose taps can be moved apart
+- `fastai_dilation.layers`: Pools with a distance between their taps, and what has to be known of each kind of layer to trade its stride for dilation
 - `fastai_dilation.learner`: `output_stride` in fastai's learners: classification, segmentation, and timm networks by name
+- `fastai_dilation.output_stride`: Trade the strides of a network that exists, trained or not, and take them back
+- `fastai_dilation.phases`: Split a finer map into the maps that the native network would see, run a module on them as it is, and merge what it makes
 - `fastai_dilation.pretrained`: fastai's XResNets with timm's ResNet-D weights, checked tensor by tensor
+- `fastai_dilation.strides`: The rule that says what becomes of each layer, and how to find the strides that it needs, in any network
+- `fastai_dilation.trial`: Run the changed network beside the native one, and see which module does not do what it did
 - `fastai_dilation.upstream`: Add output_stride: trade the strides of a network for dilation, exactly
-- `fastai_dilation.xresnet`: `output_stride` for every XResNet, and `set_output_stride` for an existing network, trained or not"""
+- `fastai_dilation.xresnet`: `output_stride` for every XResNet; `dilation` and `first_dilation` for `ConvLayer` and `ResBlock`"""
 
-__version__ = "0.0.2"
+__version__ = "0.0.3"

@@ -1,4 +1,5 @@
 "What several test files need"
+import warnings
 from torch import nn
 from fastai.vision.models import xresnet
 
@@ -42,3 +43,11 @@ def grid_diff(a, b, T):
 
 def tensors(m): return [(k,v.clone()) for k,v in m.state_dict().items()]
 def same(m, ts): return list(m.state_dict())==[k for k,_ in ts] and all(v.equal(t) for v,(_,t) in zip(m.state_dict().values(),ts))
+
+def said(f, *args, **kwargs):
+    "The warnings of exactness that `f` gives"
+    from fastai_dilation.all import InexactWarning   # bench/ uses this file too
+    with warnings.catch_warnings(record=True) as ws:
+        warnings.simplefilter('always')
+        f(*args, **kwargs)
+    return [str(o.message) for o in ws if issubclass(o.category, InexactWarning)]
