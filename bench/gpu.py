@@ -124,7 +124,7 @@ def body(m): return Feats(m) if hasattr(m,'forward_features') else create_body(m
 def by_phases(net, T):
     "A copy of `net`, which is at output stride `T`, whose blocks run by phases wherever they can"
     net = deepcopy(net)
-    found = {n:m.phases for n,m in net.named_modules() if isinstance(m,Phased)}
+    found = {n:m._by_phases for n,m in net.named_modules() if isinstance(m,Phased)}
     restore_all(net)
     strides = follow(net)
     plan = make_plan(strides, T)

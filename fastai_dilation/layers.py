@@ -42,8 +42,8 @@ def _why_not(pool):
     divides_by_taps = counts_padding and not getattr(pool, 'divisor_override', None)
     if not divides_by_taps: return 'it does not divide by the number of its taps'
 
-# %% ../nbs/00_layers.ipynb #e5a10c66
-def ceil_div(a, b): return -(-a//b)
+# %% ../nbs/00_layers.ipynb #6b712fa8
+def ceil_div(a, b): return (a+b-1)//b # not `-(-a//b)`: ONNX divides towards 0
 
 class DilatedPool(nn.Module):
     "`pool` with stride 1 and its taps `spacing` times as far apart; all its settings stay, under their names"

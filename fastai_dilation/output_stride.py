@@ -58,7 +58,7 @@ def apply(net, plan, phased):
 
 # %% ../nbs/04_output_stride.ipynb #47c4ec0d
 def _parent(name): return name.rpartition('.')[0]
-def _are_alike(a, b): return isinstance(a,Phased) and isinstance(b,Phased) and a.phases==b.phases and a.phases.stride==1
+def _are_alike(a, b): return isinstance(a,Phased) and isinstance(b,Phased) and a._by_phases==b._by_phases and a._by_phases.stride==1
 
 # %% ../nbs/04_output_stride.ipynb #c28a2c9e
 def _may_be_whole(name, p, plan, strides, phased):
@@ -144,7 +144,7 @@ def _find_phased(net, strides, T, plan, records, fill):
         if n_clean==len(records): return Found(phased, lost, trial.misfit)
         lost.update(trial.lost)
         phased = enlarge(net, outermost_only({**phased,**trial.mended}), plan, strides)
-        lost = {n:e for n,e in lost.items() if not is_inside(n, phased)}
+        lost = {n:e for n,e in lost.items() if not is_inside(_parent(n), phased)}
     return Found(phased, lost or {'':None}, trial.misfit)
 
 # %% ../nbs/04_output_stride.ipynb #8ee24f09

@@ -15,12 +15,13 @@ Natively the module saw one of those phases. Now it sees each. Nothing need be k
 # %% auto #0
 __all__ = ['Phases', 'split', 'merge', 'InPlace', 'mixed', 'Phased', 'run_by_phases', 'WithRuns', 'is_sequential', 'join_runs']
 
-# %% ../nbs/02_phases.ipynb #7df3c39a
-import types
-from collections import namedtuple
+# %% ../nbs/02_phases.ipynb #e023d6a8
+import math,types
+from collections import OrderedDict,namedtuple
 from functools import lru_cache
 import torch
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._pytree import tree_leaves,tree_map
 from .layers import *
 
@@ -38,8 +39,11 @@ class Phases(namedtuple('Phases', 'spacing stride kept dims', defaults=(1,1,(2,3
     ):
         "Positions of the merged map, on an axis: one for each that is kept; all, if the module pads or cuts"
         n_kept = ceil_div(side, self.kept)
-        if torch.compiler.is_exporting(): return n_kept # a free side cannot be compared
-        return n_kept if ceil_div(n_kept,self.n)==n else n*self.n
+        if torch.compiler.is_exporting(): # a free side may not be comparable
+            from torch.fx.experimental.symbolic_shapes import statically_known_true # takes a second
+            pads_or_cuts = statically_known_true(ceil_div(n_kept,self.n)!=n)
+        else: pads_or_cuts = ceil_div(n_kept,self.n)!=n
+        return n*self.n if pads_or_cuts else n_kept
 
 # %% ../nbs/02_phases.ipynb #98613057
 def _split_axis(x, ax, p):
@@ -59,6 +63,7 @@ def _split_axis(x, ax, p):
 def _is_channels_last(x, dims):
     "Is the map `x`, with its sides at `dims`, kept in memory with the channels last?"
     if x.ndim not in (4,5) or dims!=tuple(range(2,x.ndim)) or torch.compiler.is_exporting(): return False
+    if x.is_contiguous(): return False # a map of one position, or of one channel, is both
     return x.is_contiguous(memory_format=torch.channels_last if x.ndim==4 else torch.channels_last_3d)
 
 def _one_down(p): return p._replace(dims=tuple(i-1 for i in p.dims))
@@ -78,9 +83,10 @@ def _cut(y, dims, ns):
     for ax,n in zip(dims,ns): y = y.index_select(ax, torch.arange(n,device=y.device)) if exports else y.narrow(ax, 0, n)
     return y if exports else y.contiguous()
 
-def merge(y, p, sides):
-    "The map whose phases are the batch `y`; `sides` are those of the map that was split"
-    if _is_channels_last(y, p.dims): return merge(y.movedim(1,-1), _one_down(p), sides).movedim(-1,1)
+def merge(y, p, sides, last=None):
+    "The map whose phases are the batch `y`; `sides` are those of the map that was split; with its channels `last`?"
+    if last is None: last = _is_channels_last(y, p.dims)
+    if last: return merge(y.movedim(1,-1), _one_down(p), sides, False).movedim(-1,1)
     ns = [p.n_out(side,y.shape[ax]) for ax,side in zip(p.dims,sides)]
     n_dims = len(p.dims)
     y = y.unflatten(0, (*[p.n]*n_dims,-1))
@@ -95,12 +101,22 @@ class InPlace:
     "Mixed into the class of a module that exists"
     def __reduce_ex__(self, protocol):
         mixin,cls = type(self).__bases__
-        return _rebuilt,(mixin,cls),self.__dict__
+        state = self.__getstate__() if hasattr(self,'__getstate__') else self.__dict__ # before Python 3.11
+        return _rebuilt,(mixin,cls),state
+
+def _slice(self, i):
+    "A slice of a changed `Sequential` is made by its own class, then changed as the whole is"
+    mixin,cls = type(self).__bases__
+    if not isinstance(i, slice): return cls.__getitem__(self, i)
+    part = cls(OrderedDict([*self._modules.items()][i]))
+    change(part, __class__=type(self), **{k:v for k,v in vars(self).items() if k=='_by_phases'})
+    return part
 
 @lru_cache(None)
 def mixed(mixin, cls):
     "A class of the name of `cls`, with `mixin` in front of it"
     names = dict(__module__=cls.__module__, __qualname__=cls.__qualname__)
+    if issubclass(cls, nn.Sequential): names['__getitem__'] = _slice
     return types.new_class(cls.__name__, (mixin,cls), exec_body=lambda namespace: namespace.update(names))
 
 def _rebuilt(mixin, cls): return cls.__new__(mixed(mixin,cls))
@@ -109,16 +125,18 @@ def _rebuilt(mixin, cls): return cls.__new__(mixed(mixin,cls))
 class Phased(InPlace):
     "A module that runs on each phase of a map, with its native settings"
     def forward(self, *args, **kwargs):
-        x = next(o for o in tree_leaves((args,kwargs)) if isinstance(o,torch.Tensor) and o.ndim>max(self.phases.dims))
-        args,kwargs = _split_all((args,kwargs), x, self.phases)
-        return _merge_all(super().forward(*args, **kwargs), x, self.phases)
+        p = self._by_phases
+        maps = [o for o in tree_leaves((args,kwargs)) if isinstance(o,torch.Tensor) and o.ndim>max(p.dims)]
+        x = max(maps, key=lambda o: math.prod(p.sides(o))) # another may have sides of 1
+        args,kwargs = _split_all((args,kwargs), x, p)
+        return _merge_all(super().forward(*args, **kwargs), x, p)
 
     def on_phases(self, x):
         "The module's own `forward`, for phases that were split already"
         return super().forward(x)
 
     def extra_repr(self):
-        p,own = self.phases,super().extra_repr()
+        p,own = self._by_phases,super().extra_repr()
         traded = f', stride {p.stride} -> {p.kept}' if p.stride>1 else ''
         return f'{own}{", " if own else ""}by phases: spacing={p.spacing}{traded}'
 
@@ -135,29 +153,31 @@ def _split_all(args, x, p):
 def _merge_all(ys, x, p):
     "`ys` with maps like the first tensor merged; of all else, the native phase"
     first = next(o for o in tree_leaves(ys) if isinstance(o,torch.Tensor))
+    last = _is_channels_last(x, p.dims)
     def merge_one(o):
         if not isinstance(o,torch.Tensor) or o.ndim==0: return o
-        if o.ndim==first.ndim and p.sides(o)==p.sides(first): return merge(o, p, p.sides(x))
+        if o.ndim==first.ndim and p.sides(o)==p.sides(first): return merge(o, p, p.sides(x), last)
         return o[:x.shape[0]] if o.shape[0]==first.shape[0] else o
     return tree_map(merge_one, ys)
 
 # %% ../nbs/02_phases.ipynb #17c112cc
 def run_by_phases(m, p):
     "Run module `m` by phases `p` from now on; `restore` undoes it"
-    change(m, __class__=mixed(Phased,type(m)), phases=p)
+    change(m, __class__=mixed(Phased,type(m)), _by_phases=p)
 
 # %% ../nbs/02_phases.ipynb #3889401d
 _hooks = '_forward_hooks','_forward_pre_hooks','_backward_hooks','_backward_pre_hooks'
 
 def _may_join(m):
     "May a run go on through module `m`?"
-    if not isinstance(m,Phased) or m.phases.stride>1 or 'forward' in vars(m): return False
+    if not isinstance(m,Phased) or m._by_phases.stride>1 or 'forward' in vars(m): return False
+    if not torch.compiler.is_compiling() and _has_any_global_hook(): return False
     return not any(getattr(m,o) for o in _hooks)
 
 def _run_at_start(ms):
     "The first of the modules `ms`, as long as they run by the same phases"
     n = 0
-    while n<len(ms) and _may_join(ms[n]) and ms[n].phases==ms[0].phases: n += 1
+    while n<len(ms) and _may_join(ms[n]) and ms[n]._by_phases==ms[0]._by_phases: n += 1
     return ms[:n]
 
 # %% ../nbs/02_phases.ipynb #6adb91ee
@@ -173,10 +193,15 @@ class WithRuns(InPlace):
 
 def _through(run, x):
     "What the modules `run` make of the map `x`, split once"
-    p = run[0].phases
-    y = split(x, p)
-    for m in run: y = m.on_phases(y)
-    return merge(y, p, p.sides(x))
+    p,last = run[0]._by_phases,_is_channels_last(x, run[0]._by_phases.dims)
+    y,sides = split(x, p),p.sides(x)
+    for m in run:
+        z = m.on_phases(y)
+        if p.sides(z)!=p.sides(y): # one that pads or cuts: as if it stood alone
+            x = merge(z, p, sides, last)
+            z,sides = split(x, p),p.sides(x)
+        y = z
+    return merge(y, p, sides, last)
 
 # %% ../nbs/02_phases.ipynb #e7e5445e
 def is_sequential(m): return type(m).forward is nn.Sequential.forward

@@ -22,6 +22,7 @@ __all__ = ['Grid', 'Call', 'rule', 'is_whole', 'Snapshot', 'device_of', 'watched
 import math,random
 from collections import defaultdict,namedtuple
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 import numpy as np, torch
 from torch import nn,Tensor
@@ -43,9 +44,16 @@ def is_whole(S, s, T):
 
 # %% ../nbs/01_strides.ipynb #db4a6cbc
 class Snapshot:
-    "What each module of `net` has now: its class and its attributes"
-    def __init__(self, net): self.states = [(m, type(m), dict(vars(m))) for m in net.modules()]
+    "What each module of `net` has now: its class, its attributes, and what is in those that contain something"
+    def __init__(self, net):
+        self.states = [(m, type(m), dict(vars(m))) for m in net.modules()]
+        containers = [v for *_,state in self.states for v in state.values() if isinstance(v,(dict,list,set))]
+        self.contents = [(v, copy(v)) for v in containers]
+
     def put_back(self):
+        for v,content in self.contents:
+            v.clear()
+            v.extend(content) if isinstance(v,list) else v.update(content)
         for m,cls,state in self.states:
             m.__class__ = cls
             vars(m).clear()
@@ -88,7 +96,17 @@ def _unchanged_random(device):
             random.setstate(states[0])
             np.random.set_state(states[1])
 
-# %% ../nbs/01_strides.ipynb #08565664
+# %% ../nbs/01_strides.ipynb #b47bb5c0
+@contextmanager
+def _no_hooks_for_all():
+    "Without hooks that somebody has registered for all modules"
+    hooks = [v for k,v in vars(torch.nn.modules.module).items() if k.startswith('_global_') and k.endswith('hooks')]
+    contents = [(v, copy(v)) for v in hooks]
+    for v in hooks: v.clear()
+    try: yield
+    finally:
+        for v,content in contents: v.update(content)
+
 def _without_hooks(hooks):
     "Of the dict `hooks` what belongs to PyTorch itself: weight norm and spectral norm make their weights in one"
     return type(hooks)({i:o for i,o in hooks.items() if type(o).__module__.startswith('torch.nn.utils')})
@@ -102,7 +120,7 @@ def watched(net, watch, meta=False):
         if id(t) not in stand_ins: stand_ins[id(t)] = make(t) # tied weights stay tied
         return stand_ins[id(t)]
     try:
-        with torch.no_grad(), _unchanged_random(device):
+        with torch.no_grad(), _no_hooks_for_all(), _unchanged_random(device):
             for name,m in [*net.named_modules()]:
                 state = vars(m)
                 state['training'] = False
@@ -215,7 +233,7 @@ def _strides_of(grids): return sorted({g.stride for o in grids for g in o if is_
 # %% ../nbs/01_strides.ipynb #a28ef564
 def phased_inside(net):
     "Names of all modules inside of one that runs by phases"
-    outer = [n for n,m in net.named_modules() if 'phases' in vars(m)]
+    outer = [n for n,m in net.named_modules() if '_by_phases' in vars(m)]
     return {n for n,_ in net.named_modules() if any(n.startswith(f'{o}.') for o in outer)}
 
 def _from_two_images(net, sample, side, meta):
@@ -234,7 +252,7 @@ def follow(net, x=None):
     for sample,times in [(o,times) for o in samples(net,x) for times in (1,7)]:
         try: return _from_two_images(net, sample, times*side, meta=True)
         except Exception as e: errors.append(e)
-    for sample,px in [(o,px) for o in samples(net,x) for px in (64,128,256,512,1024)]:
+    for sample,px in [(o,px) for o in samples(net,x) for px in (64,128,256,512)]:
         try: res = _from_two_images(net, sample, px, meta=False)
         except Exception as e: errors.append(e)
         else:
