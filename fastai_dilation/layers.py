@@ -184,6 +184,7 @@ def restore(m, name=''):
         _set(m, k, before)
     for k,before in vars(m).pop('_native',{}).items(): _set(m, k, before) # pickled by 0.0.2
 
+# %% ../nbs/00_layers.ipynb #430afb4x
 def _changed_by_hand(name, k, after, now):
     return CannotDilate(name, f'its `{k}` was set to {now} by hand while its network was dilated, where it was {after}. '
         'Change it on the native network, and it will follow every output stride')

@@ -318,8 +318,8 @@ def pool_over(
     x=None,           # a sample of its input, if that is not one image
 ):
     "Let the global pools of `model`, in its head and in SE blocks, read these `positions` of a finer map; returns `model`"
-    if positions not in ('grid','inside','all'):
-        raise ValueError(f"`positions` can be 'grid', 'inside' or 'all', not {positions!r}")
+    known = 'grid','inside','all'
+    if positions not in known: raise ValueError(f"`positions` can be 'grid', 'inside' or 'all', not {positions!r}")
     net = _network(model)
     if isinstance(net,DynamicUnet): net = net[0]
     pools = {n:net.get_submodule(n) for n in _global_pools(net)}

@@ -112,6 +112,7 @@ def _slice(self, i):
     change(part, __class__=type(self), **{k:v for k,v in vars(self).items() if k=='_by_phases'})
     return part
 
+# %% ../nbs/02_phases.ipynb #7e831bex
 @lru_cache(None)
 def mixed(mixin, cls):
     "A class of the name of `cls`, with `mixin` in front of it"

@@ -111,6 +111,7 @@ def _without_hooks(hooks):
     "Of the dict `hooks` what belongs to PyTorch itself: weight norm and spectral norm make their weights in one"
     return type(hooks)({i:o for i,o in hooks.items() if type(o).__module__.startswith('torch.nn.utils')})
 
+# %% ../nbs/01_strides.ipynb #b47bb5cx
 @contextmanager
 def watched(net, watch, meta=False):
     "Inside, each call of a module of `net` is `watch(name, forward, *args, **kwargs)`; afterwards all is as before"

@@ -211,7 +211,8 @@ def test_refused(f, T, match):
 
 def with_stride(*mods): return nn.Sequential(nn.Conv2d(3,4,3,2,1), *mods, nn.Conv2d(4,4,3,2,1))
 undilatable = dict(reflect=lambda: nn.Conv2d(4,4,3,2,1,padding_mode='reflect'), same=lambda: nn.Conv2d(4,4,4,padding='same'), tf=lambda: Same(4,4,3,2),
-    counts=lambda: nn.AvgPool2d(3,1,1,count_include_pad=False), divisor=lambda: nn.AvgPool2d(2,divisor_override=3), blur=lambda: Blur(2), lp=lambda: nn.LPPool2d(2,2))
+    counts=lambda: nn.AvgPool2d(3,1,1,count_include_pad=False), divisor=lambda: nn.AvgPool2d(2,divisor_override=3),
+    blur=lambda: Blur(2), lp=lambda: nn.LPPool2d(2,2))
 @pytest.mark.parametrize('name', undilatable)
 @pytest.mark.parametrize('sz', [(64,48),(65,97)], ids=str)
 def test_what_cannot_be_dilated_runs_by_phases(name, sz):
