@@ -341,6 +341,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fastai_dilation.trial._Mender._mend': ('trial.html#_mender._mend', 'fastai_dilation/trial.py'),
                                        'fastai_dilation.trial._Mender._phases': ('trial.html#_mender._phases', 'fastai_dilation/trial.py'),
                                        'fastai_dilation.trial._alike': ('trial.html#_alike', 'fastai_dilation/trial.py'),
+                                       'fastai_dilation.trial._with_tensors': ('trial.html#_with_tensors', 'fastai_dilation/trial.py'),
                                        'fastai_dilation.trial.fineness': ('trial.html#fineness', 'fastai_dilation/trial.py'),
                                        'fastai_dilation.trial.has_native_size': ('trial.html#has_native_size', 'fastai_dilation/trial.py'),
                                        'fastai_dilation.trial.is_right': ('trial.html#is_right', 'fastai_dilation/trial.py'),

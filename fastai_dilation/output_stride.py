@@ -150,11 +150,13 @@ def _find_phased(net, strides, T, plan, records, fill):
 # %% ../nbs/04_output_stride.ipynb #8ee24f09
 def try_out(net, strides, T, plan, x=None):
     "Change `net` as `plan` says, and run by phases what has to; returns what was `Found`"
-    records,results = _native_records(net, strides, T, x),[]
-    for fill in (torch.nan, torch.inf):
-        results.append(_find_phased(net, strides, T, plan, records, fill))
-        if not results[-1].lost: return results[-1]
-    return _find_phased(net, strides, T, plan, records, torch.nan)
+    records = _native_records(net, strides, T, x)
+    with_nan = _find_phased(net, strides, T, plan, records, torch.nan)
+    if not with_nan.lost: return with_nan
+    with_inf = _find_phased(net, strides, T, plan, records, torch.inf)
+    if not with_inf.lost: return with_inf
+    apply(restored(net), plan, with_nan.phased)
+    return with_nan
 
 def restored(net):
     restore_all(net)

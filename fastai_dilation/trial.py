@@ -82,6 +82,11 @@ def native_record(net, strides, xs):
     return record
 
 # %% ../nbs/03_trial.ipynb #67735996
+def _with_tensors(o, ts):
+    "`o` with the tensors `ts` in the places of its own"
+    ts = iter([*ts])
+    return tree_map(lambda t: next(ts) if isinstance(t,Tensor) else t, o)
+
 class _Frame:
     "A call that is under way"
     def __init__(self, name): self.name,self.called_with_wrong_map = name,False
@@ -118,8 +123,7 @@ class _Judge:
         def fix(t, noted):
             if not t.is_floating_point() or not self._fits(t, noted): return t
             return put_right(t, noted.value, noted.grid, self.T, self.fill)
-        fixed = iter([*map(fix,ts,noted)])
-        return tree_map(lambda t: next(fixed) if isinstance(t,Tensor) else t, o)
+        return _with_tensors(o, map(fix,ts,noted))
 
 # %% ../nbs/03_trial.ipynb #73c61d16
 class _Mender(_Judge):
@@ -148,8 +152,7 @@ class _Mender(_Judge):
             shape = list(o.value.shape)
             for ax,side in zip(p.dims,p.sides(x)): shape[ax] = p.n_out(side, shape[ax])
             return put_right(o.value.new_empty(shape), o.value, o.grid, self.T, self.fill)
-        made = iter([make(o) for o in call.makes])
-        return tree_map(lambda t: next(made) if isinstance(t,Tensor) else t, call.result)
+        return _with_tensors(call.result, map(make,call.makes))
 
 # %% ../nbs/03_trial.ipynb #fb95a740
 class Trial(_Mender):
