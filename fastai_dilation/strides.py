@@ -16,7 +16,7 @@ A layer has its `s` as a setting. `S` is measured, by running the network unseen
 
 # %% auto #0
 __all__ = ['Grid', 'Call', 'rule', 'is_whole', 'Snapshot', 'device_of', 'watched', 'tensors', 'is_map', 'grid_between', 'Sample',
-           'samples', 'side_for', 'Strides', 'phased_inside', 'follow']
+           'samples', 'side_for', 'Strides', 'parent', 'is_inside', 'phased_inside', 'follow']
 
 # %% ../nbs/01_strides.ipynb #464fb842
 import math,random
@@ -231,11 +231,18 @@ class Strides:
 
 def _strides_of(grids): return sorted({g.stride for o in grids for g in o if is_map(g)})
 
+# %% ../nbs/01_strides.ipynb #a28ef563
+def parent(name): return name.rpartition('.')[0]
+
+def is_inside(name, outer):
+    "Is the module `name` one of `outer`, or inside of one?"
+    return any(name==o or name.startswith(f'{o}.') for o in outer)
+
 # %% ../nbs/01_strides.ipynb #a28ef564
 def phased_inside(net):
     "Names of all modules inside of one that runs by phases"
-    outer = [n for n,m in net.named_modules() if '_by_phases' in vars(m)]
-    return {n for n,_ in net.named_modules() if any(n.startswith(f'{o}.') for o in outer)}
+    phased = [n for n,m in net.named_modules() if '_by_phases' in vars(m)]
+    return {n for n,_ in net.named_modules() if is_inside(parent(n), phased)}
 
 def _from_two_images(net, sample, side, meta):
     "Strides of `net` by the difference of two images, one twice as large as the other"
@@ -247,8 +254,8 @@ def _from_two_images(net, sample, side, meta):
     return Strides(net, {n:[*map(call,small[n],large[n])] for n in small if n not in inside}, sample)
 
 # %% ../nbs/01_strides.ipynb #872a68ff
-def follow(net, x=None):
-    "Find the `Strides` of `net`, without any change to it; `x` is a sample of its input, if that is not one image"
+def _first_that_runs(net, x):
+    "Strides of `net` by the first pair of images that it runs on"
     side,errors = side_for({own_stride(m) for m in net.modules()}),[]
     for sample,times in [(o,times) for o in samples(net,x) for times in (1,7)]:
         try: return _from_two_images(net, sample, times*side, meta=True)
@@ -259,6 +266,14 @@ def follow(net, x=None):
         else:
             if 4*res.output<=px: return res
     raise CannotDilate(None, _why_it_does_not_run(net, x, errors[0]))
+
+def follow(net, x=None):
+    "Find the `Strides` of `net`, without any change to it; `x` is a sample of its input, if that is not one image"
+    res = _first_that_runs(net, x)
+    if res.own and not any(res.reads(n) for n in res.own):
+        raise CannotDilate(None, f'In {type(net).__name__} no layer reads a map that grows with the image: does it resize its input? '
+            "Then change the module that reads what is resized, such as a detector's `backbone`")
+    return res
 
 # %% ../nbs/01_strides.ipynb #91ebb560
 def _why_it_does_not_run(net, x, error):

@@ -167,6 +167,7 @@ class Trial(_Mender):
     ):
         self.net,self.strides,self.T,self.record = net,strides,output_stride,record
         self.fill,self.accepted = fill,accepted
+        self.modules = dict(net.named_modules())
         self.mended,self.lost = {},{}
         self.misfit = None # the first module that was given a map of another size
         self.n_calls,self.stack,self.n_phased = defaultdict(int),[_Frame(None)],0
@@ -179,7 +180,7 @@ class Trial(_Mender):
         return self
 
     def watch(self, name, forward, *args, **kwargs):
-        m,call = forward.__self__,self._next_call(name)
+        m,call = self.modules[name],self._next_call(name)
         if call is None: return forward(*args, **kwargs)
         reads_right = self._all_right(tensors((args,kwargs)), call.reads)
         if not reads_right and self._blame_caller(name, tensors((args,kwargs)), call.reads):
