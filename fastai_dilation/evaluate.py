@@ -13,6 +13,7 @@ pool_over(learn.model, 'grid')            # let the head read the positions that
 __all__ = ['peak_memory', 'time_in_turns', 'multiply_adds', 'grid_error', 'output_stride_report']
 
 # %% ../nbs/09_evaluate.ipynb #8c20810d
+import itertools
 from fastai.vision.all import *
 from .layers import *
 from .strides import *
@@ -107,23 +108,25 @@ def _share(model, output_stride):
 
 # %% ../nbs/09_evaluate.ipynb #de305bd5
 def _before_pixels(net, strides):
-    "Names of modules that make maps, but not of one that resizes them to the image and knows how fine they are"
-    def resizes(n): return isinstance(kind_of(net.get_submodule(n)),SpacedKind) and strides.makes(n) and strides.makes(n)<strides.reads(n)
-    resizers = [n for n in strides.own if resizes(n)]
-    return {n for n in strides.calls if not any(n=='' or is_inside(o,[n]) for o in resizers)}
+    "Names of the modules that return before a map is resized by one that knows how fine it is"
+    def resizes(n):
+        knows = n in strides.own and isinstance(kind_of(net.get_submodule(n)), SpacedKind)
+        return knows and strides.makes(n) and strides.makes(n)<strides.reads(n)
+    return set(itertools.takewhile(lambda n: not resizes(n), strides.calls)) # in the order in which they return
 
-def _last_map(net, strides, xs, names=None):
-    "Name and tensors of the last of the modules `names` that makes a map of `xs`"
-    last = None
+def _last_maps(net, strides, xs, names):
+    "By native stride, in the order in which they are made: the last of the modules `names` that makes such a map of `xs`, and what it makes"
+    found = {}
     def note(name, forward, *args, **kwargs):
-        nonlocal last
         y = forward(*args, **kwargs)
-        if (names is None or name in names) and strides.makes(name): last = name,tensors(y)
+        for S in strides.makes(name) if name in names else ():
+            found.pop(S, None)
+            found[S] = name,tensors(y)
         return y
     try:
         with watched(net, note): net(*xs)
     except Exception as e: raise ValueError(f'This {type(net).__name__} does not run on {tuple(tensors(xs)[0].shape)}: {e}') from e
-    return last
+    return found
 
 def _difference(t, native, grid, T):
     "Largest difference of the map `t` at output stride `T` from the native one, as a part of its largest value"
@@ -135,6 +138,7 @@ def grid_error(
     model,         # a network; it is left as it was
     output_stride, # the stride to compare with the native one
     x=None,        # a batch, or a tuple of inputs; by default one random image with odd sides
+    levels=False,  # of the last map of each native stride, as a dict, or of the last map of all?
 )->float: # as a part of the largest feature
     "Largest difference between the last map of `model` at `output_stride`, on the native grid, and the native map"
     net = get_model(model)
@@ -144,13 +148,17 @@ def grid_error(
         xs = strides.sample.xs if x is not None else strides.sample.resized((161,193,97)[:strides.sample.ndim])
         snapshot.put_back()
         set_output_stride(net, output_stride, x, warn=False)
-        last = _last_map(net, strides, xs, _before_pixels(net,strides)-phased_inside(net))
-        if last is None: raise ValueError(f'No module of this {type(net).__name__} makes a map')
-        _,natives = _last_map(restored(net), strides, xs, last[:1])
+        found = _last_maps(net, strides, xs, _before_pixels(net,strides)-phased_inside(net))
+        if not found: raise ValueError(f'No module of this {type(net).__name__} makes a map')
+        native = _last_maps(restored(net), strides, xs, {name for name,_ in found.values()})
     finally: snapshot.put_back()
-    name,maps = last
-    grids = strides.calls[name][-1].makes
-    return max(_difference(*o, output_stride) for o in zip(maps,natives,grids) if is_map(o[2]))
+    def error(S):
+        (name,maps),(_,natives) = found[S],native[S]
+        outputs = zip(maps, natives, strides.calls[name][-1].makes)
+        return max(_difference(t, n, grid, output_stride) for t,n,grid in outputs if is_map(grid) and grid.stride==S)
+    if levels: return {S:error(S) for S in sorted(found)}
+    last,_ = [*found.values()][-1]
+    return max(error(S) for S,(name,_) in found.items() if name==last)
 
 # %% ../nbs/09_evaluate.ipynb #608179ad
 def _plot(df):

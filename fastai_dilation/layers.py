@@ -90,9 +90,10 @@ class DilatedPool(nn.Module):
         d = self.spacing
         n_out = n_pad-reach                                                 # windows that lie on the map
         if self.ceil_mode: n_out = min(n_out + d*(stride-1), n_pad - d*pad) # and those that begin on it
-        if n_out>=n: return n_out
+        windows_overlap = reach>=d*stride
+        if n_out>=n or windows_overlap and not self.ceil_mode: return n_out # as many as a conv makes
         n_native = ceil_div(n_out, d*stride)
-        return min(n_native*d*stride, n)                                    # and all phases of the last native one
+        return min(n_native*d*stride, n)                                    # all phases of the last native one
 
 # %% ../nbs/00_layers.ipynb #4661a637
 class GridPool(DilatedPool):

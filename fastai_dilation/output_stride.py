@@ -45,15 +45,15 @@ def apply(net, plan, phased):
     for name,(dilation,stride) in plan.items():
         m = net.get_submodule(name)
         if not is_inside(name, phased): change(m, **kind_of(m).settings(m, dilation, stride))
-    for name,p in phased.items():
-        # in front of all strides that are traded there is one phase, the map: there a module just keeps its layers
-        if p.n>1: run_by_phases(net.get_submodule(name), p)
+    for name,p in phased.items(): run_by_phases(net.get_submodule(name), p)
     for name in {parent(o) for o in phased}-{''}:
         m = net.get_submodule(name)
         if is_sequential(m) and any(_are_alike(a,b) for a,b in itertools.pairwise(m)): join_runs(m)
 
 # %% ../nbs/04_output_stride.ipynb #47c4ec0d
-def _are_alike(a, b): return isinstance(a,Phased) and isinstance(b,Phased) and a._by_phases==b._by_phases and a._by_phases.stride==1
+def _are_alike(a, b):
+    both = isinstance(a,Phased) and isinstance(b,Phased)
+    return both and a._by_phases==b._by_phases and a._by_phases.stride==1
 
 # %% ../nbs/04_output_stride.ipynb #c28a2c9e
 def _may_be_whole(name, p, plan, strides, phased):
@@ -71,10 +71,9 @@ def _outermost(net, name, plan, strides, phased):
     "The largest module around `name` that may be whole; a `Sequential` lets its modules run by themselves"
     res,p,up = name,phased[name],parent(name)
     while up and p.stride==1 and p.n>1:
-        m = net.get_submodule(up)
-        if not isinstance(m, nn.ModuleList): # which is not called itself
-            if not _may_be_whole(up, p, plan, strides, phased): break
-            if not is_sequential(m): res = up
+        is_called = up in strides.calls # a list of modules is not
+        if is_called and not _may_be_whole(up, p, plan, strides, phased): break
+        if is_called and not is_sequential(net.get_submodule(up)): res = up
         up = parent(up)
     return res
 
@@ -101,18 +100,21 @@ def outermost_only(phased): return {n:p for n,p in phased.items() if not is_insi
 
 # %% ../nbs/04_output_stride.ipynb #9562098a
 def _trial_sides(strides, T):
-    "Sides of images to try a network on, the likeliest first"
+    "Sides of the images to try a network on, the likeliest first"
     S,ndim = strides.output,strides.sample.ndim
     def sides(a, b): return a,*[b]*(ndim-1)
-    if S>64: return [sides(S+1,33) if (S+1)*33<=5000*T*T else sides(65,64), sides(2*S+1,2*S)]
-    odd_and_even,for_windows = [sides(2*k*S+1,2*k*S) for k in (1,2,4)],[sides(k*S,2*k*S) for k in (2,4,7,8)]
+    def both(a, b): return sides(a,b),sides(b,a)
+    if S>64: return [both(S+1,33) if (S+1)*33<=5000*T*T else both(65,64), both(2*S+1,2*S)]
+    # of odd sides one is a position of the map longer than a multiple of `S`, and one a position shorter
+    odd_and_even = [(sides(2*k*S+1, 2*k*S), sides(2*k*S, (2*k+1)*S-2*T+1)) for k in (1,2,4)]
+    for_windows = [(sides(k*S, 2*k*S),) for k in (2,4,7,8)]
     return odd_and_even+for_windows
 
 def _native_records(net, strides, T, x):
     "Inputs to try `net` on, each with its native record"
     errors = []
     for sides in _trial_sides(strides, T):
-        inputs = [strides.sample.resized(o) for o in dict.fromkeys([sides,sides[::-1]])]
+        inputs = [strides.sample.resized(o) for o in sides]
         try: return [(xs,native_record(net,strides,xs)) for xs in inputs]
         except Exception as e: errors.append(e)
     if x is not None: return [(strides.sample.xs, native_record(net,strides,strides.sample.xs))]

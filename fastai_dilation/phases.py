@@ -164,7 +164,9 @@ def _merge_all(ys, x, p):
 # %% ../nbs/02_phases.ipynb #17c112cc
 def run_by_phases(m, p):
     "Run module `m` by phases `p` from now on; `restore` undoes it"
-    change(m, __class__=mixed(Phased,type(m)), _by_phases=p)
+    # in front of all strides that are traded there is one phase, the map: there a module just keeps its layers
+    new_class = dict(__class__=mixed(Phased,type(m))) if p.n>1 else {}
+    change(m, _by_phases=p, **new_class)
 
 # %% ../nbs/02_phases.ipynb #3889401d
 _hooks = '_forward_hooks','_forward_pre_hooks','_backward_hooks','_backward_pre_hooks'

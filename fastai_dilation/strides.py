@@ -43,12 +43,14 @@ def is_whole(S, s, T):
     return S%before==0 and after%before==0 and (S*s)%after==0
 
 # %% ../nbs/01_strides.ipynb #db4a6cbc
+def _items(o): return list(o) if isinstance(o,list) else dict(o) if isinstance(o,dict) else set(o)
+
 class Snapshot:
     "What each module of `net` has now: its class, its attributes, and what is in those that contain something"
     def __init__(self, net):
         self.states = [(m, type(m), dict(vars(m))) for m in net.modules()]
         containers = [v for *_,state in self.states for v in state.values() if isinstance(v,(dict,list,set))]
-        self.contents = [(v, copy(v)) for v in containers]
+        self.contents = [(v, _items(v)) for v in containers]
 
     def put_back(self):
         for v,content in self.contents:
@@ -135,6 +137,7 @@ def watched(net, watch, meta=False):
 
 def tensors(o):
     "All tensors in `o`: in tuples, lists and dicts too"
+    if isinstance(o,Tensor): return [o]
     return [t for t in tree_leaves(o) if isinstance(t,Tensor)]
 
 # %% ../nbs/01_strides.ipynb #47b48179

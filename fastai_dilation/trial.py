@@ -131,7 +131,7 @@ class _Mender(_Judge):
     def _phases(self, name, m, call):
         "How the module runs by phases, if it takes a map and makes one"
         reads,makes = [{o.grid for o in noted if o.grid} for noted in (call.reads,call.makes)]
-        if not name or isinstance(m,Phased): return None # the whole network, and what is wrong by phases too
+        if not name or '_by_phases' in vars(m): return None # the whole network, and what is wrong by phases too
         if len(reads)!=1 or len(makes)!=1 or not call.makes[0].grid: return None
         read,made = reads.pop(),makes.pop()
         if not is_map(read) or not is_map(made) or read.dims!=made.dims or made.stride%read.stride: return None
@@ -204,7 +204,7 @@ class Trial(_Mender):
 
     def _call(self, name, m, forward, args, kwargs):
         "What `forward` makes, or the error that it raises; and its frame"
-        y,error,frame,is_phased = None,None,_Frame(name),isinstance(m,Phased)
+        y,error,frame,is_phased = None,None,_Frame(name),'_by_phases' in vars(m)
         self.stack.append(frame)
         self.n_phased += is_phased
         try: y = forward(*args, **kwargs)

@@ -1,5 +1,6 @@
 "Networks that were changed in silence, warned of or refused wrongly, each with what is right"
 import threading
+from copy import deepcopy
 from functools import partial
 import pytest, timm, torch, torchvision.models as tvm
 from torch import nn
@@ -254,3 +255,70 @@ def test_errors_and_warnings_are_classes():
     assert (e.type,e.value.layer)==(CannotDilate,'1') and 'larger' in e.value.reason
     with pytest.warns(InexactWarning): set_output_stride(Skip(), 16)
     assert issubclass(InexactWarning, UserWarning)
+
+class ThereAndBack(nn.Module):
+    "Reads a map, works on a coarser one, and makes one of the first size"
+    def __init__(self):
+        super().__init__()
+        self.down,self.up = nn.Conv2d(8,8,3,2,1),nn.Conv2d(8,8,3,1,1)
+    def forward(self, x): return self.up(F.interpolate(self.down(x), x.shape[2:]))
+
+@pytest.mark.parametrize('T', [4,2,1])
+def test_a_block_that_goes_down_and_up_again(T):
+    "Exact; where no stride is traded before it, it keeps its layers, and the network has the output stride that was asked for"
+    m = nn.Sequential(nn.Conv2d(3,8,3,2,1), nn.Conv2d(8,8,3,2,1), ThereAndBack(), nn.Conv2d(8,8,3,1,1)).double()
+    native = tensors(m),repr(m)
+    assert said(off, m, T, (33,48), 4)==[] and get_output_stride(m)==T
+    was = repr(m)
+    assert repr(set_output_stride(m,T))==was # nothing is left to do
+    assert same(set_output_stride(m,8), native[0]) and repr(m)==native[1]
+
+class Detector(nn.Module):
+    "Resizes its images, as torchvision's detectors do"
+    def __init__(self):
+        super().__init__()
+        self.backbone = between()
+    def forward(self, x): return self.backbone(F.interpolate(x, (64,64)))
+
+def test_a_network_that_resizes_its_images_is_refused_in_true_words():
+    "It says what would do, and that does"
+    m = Detector()
+    with pytest.raises(CannotDilate, match="resize its input.*such as a detector's `backbone`"): set_output_stride(m, 2)
+    assert said(off, m.backbone, 2)==[]
+
+def test_a_forward_of_ones_own():
+    "A `forward` that was put on a module, and has no `__self__`"
+    m = between(nn.Conv2d(8,8,3,1,1))
+    m[2].forward = partial(nn.Conv2d.forward, m[2])
+    assert said(off, m)==[]
+
+class Listed(nn.Module):
+    "Calls the blocks of a `Sequential` one by one, so that itself is never called"
+    def __init__(self):
+        super().__init__()
+        self.stem,self.blocks = between(),nn.Sequential(*[Function(mixers['layer norm over positions']) for _ in range(2)])
+    def forward(self, x):
+        x = self.stem(x)
+        for o in self.blocks: x = o(x)
+        return x
+
+def test_a_container_that_is_not_called():
+    "Its blocks run by phases all the same"
+    assert said(off, Listed())==[]
+
+class Reduction(nn.Module):
+    "A conv and a max-pool that do not pad, side by side, as an Inception has them"
+    def __init__(self):
+        super().__init__()
+        self.conv,self.pool = nn.Conv2d(8,8,3,2),nn.MaxPool2d(3,2)
+    def forward(self, x): return torch.cat([self.conv(x), self.pool(x)], 1)
+
+@pytest.mark.parametrize('T', [2,1])
+def test_layers_that_do_not_pad_keep_together(T):
+    "On images of all sizes, not of those alone that a trial has"
+    m = nn.Sequential(nn.Conv2d(3,8,3,2), Reduction(), nn.Conv2d(16,8,1), Reduction()).double()
+    native = deepcopy(m)
+    set_output_stride(m, T)
+    for n in range(33,66):
+        x = torch.randn(1,3,n,98-n).double()
+        with torch.no_grad(): close(m(x)[...,::8//T,::8//T][...,:native(x).shape[2],:native(x).shape[3]], native(x), 1e-12)
