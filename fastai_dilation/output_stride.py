@@ -304,6 +304,12 @@ def _global_pools(net):
     names = [n for n,m in net.named_modules() if isinstance(m,GridPool) or 'Adaptive' in type(m).__name__]
     return [n for n in names if not is_inside(parent(n), names)]
 
+def _as_grid_pool(pool, between):
+    "Make a global `pool` a `GridPool`, in place"
+    new = GridPool(pool, between)
+    pool.__class__ = GridPool
+    vars(pool).update(vars(new))
+
 def _as_plain(pool):
     "Make a `GridPool` the pool that it was"
     restore(pool)
@@ -327,7 +333,7 @@ def pool_over(
     for p in pools.values():
         if isinstance(p,GridPool): _as_plain(p)
     if positions=='all': return model
-    for p in pools.values(): p.__class__,p.__dict__ = GridPool,vars(GridPool(p, positions=='inside'))
+    for p in pools.values(): _as_grid_pool(p, between=positions=='inside')
     for name,finer in _finer(net, pools, x).items(): change(pools[name], spacing=finer)
     return model
 

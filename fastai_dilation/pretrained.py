@@ -28,10 +28,19 @@ _published = dict(xresnet18='resnet18d.ra2_in1k', xresnet34='resnet34d.ra2_in1k'
     xresnext50='resnext50d_32x4d.bt_in1k', xresnet50='https://s3.amazonaws.com/fast-ai-modelzoo/xrn50_940.pth')
 
 # %% ../nbs/05_pretrained.ipynb #d605686e
-_names = [(r'^conv1\.(\d)\.', lambda o: f'{int(o[1])//3}.{int(o[1])%3}.'), (r'^bn1\.', '2.1.'), (r'^layer(\d)\.', lambda o: f'{int(o[1])+3}.'),
-    (r'\.(conv|bn)(\d)\.', lambda o: f".convpath.{int(o[2])-1}.{int(o[1]=='bn')}."), (r'\.downsample\.(\d)\.', lambda o: f'.idconv.{int(o[1])-1}.'),
-    (r'\.convs\.', '.convpath.'), (r'^4(\..*\.)idconv\.', r'4\1idpath.0.'), (r'\.idconv\.', '.idpath.1.'),
-    (r'^(fc|\d+)\.(weight|bias)$', r'head.\2')]
+def _stem(o): return f'{int(o[1])//3}.{int(o[1])%3}.'
+def _conv_or_norm(o): return f".convpath.{int(o[2])-1}.{int(o[1]=='bn')}."
+
+_names = [                                         # applied one after the other:
+    (r'^conv1\.(\d)\.',        _stem),             # conv1.3.weight               -> 1.0.weight
+    (r'^bn1\.',                '2.1.'),            # bn1.weight                   -> 2.1.weight
+    (r'^layer(\d)\.',          lambda o: f'{int(o[1])+3}.'),          # layer2.0.conv1.weight -> 5.0.conv1.weight
+    (r'\.(conv|bn)(\d)\.',     _conv_or_norm),     # 5.0.bn1.weight               -> 5.0.convpath.0.1.weight
+    (r'\.downsample\.(\d)\.',  lambda o: f'.idconv.{int(o[1])-1}.'), # 5.0.downsample.1.weight -> 5.0.idconv.0.weight
+    (r'\.convs\.',             '.convpath.'),      # 5.0.convs.0.0.weight (2019)  -> 5.0.convpath.0.0.weight
+    (r'^4(\..*\.)idconv\.',    r'4\1idpath.0.'),   # the first stage has no pool in its shortcut
+    (r'\.idconv\.',            '.idpath.1.'),      # 5.0.idconv.0.weight          -> 5.0.idpath.1.0.weight
+    (r'^(fc|\d+)\.(weight|bias)$', r'head.\2')]    # fc.weight                    -> head.weight
 
 def _name(k):
     "Today's fastai name of a tensor that timm, or fastai in 2019, calls `k`"
@@ -92,20 +101,25 @@ def _shared(want, sd):
     return {k:v for i in itertools.takewhile(lambda i: i in b and not _misfits(dict(a[i]),dict(b[i])), a) for k,v in b[i]}
 
 # %% ../nbs/05_pretrained.ipynb #93ab1856
+def _check_fit(body, own, what):
+    bad = _misfits(body, own)
+    if not bad: return
+    few = ', '.join(bad[:4]) + (', ...' if len(bad)>4 else '')
+    raise ValueError(f'The weights {what} do not fit this network, in {len(bad)} of {len(body)} tensors: {few}')
+
 def _fit(model, sd, what, shared):
     "Tensors `sd` under the names of `model`, if they fit; without the head if that has another size"
     head = max(model._modules, key=int)
+    def is_body(k): return not k.startswith(f'{head}.')
     want,sd = model.state_dict(),{re.sub('^head', head, _name(k)):v for k,v in sd.items()}
-    body,own = ({k:v for k,v in o.items() if not k.startswith(f'{head}.')} for o in (want,sd))
+    body,own = [{k:v for k,v in o.items() if is_body(k)} for o in (want,sd)]
     if shared:
         own = _shared(body, own)
-        if not any(k.startswith('4.') for k in own): raise ValueError(f'{what} and this network do not have a single stage in common')
-        return own
-    bad = _misfits(body, own)
-    few = ', '.join(bad[:4]) + (', ...' if len(bad)>4 else '')
-    if bad: raise ValueError(f'The weights {what} do not fit this network, in {len(bad)} of {len(body)} tensors: {few}')
-    fits = all(k in sd and sd[k].shape==v.shape for k,v in want.items() if k not in body)
-    return sd if fits else own
+        if any(k.startswith('4.') for k in own): return own
+        raise ValueError(f'{what} and this network do not have a single stage in common')
+    _check_fit(body, own, what)
+    head_fits = all(k in sd and sd[k].shape==v.shape for k,v in want.items() if not is_body(k))
+    return sd if head_fits else own
 
 # %% ../nbs/05_pretrained.ipynb #cee2bf59
 def load_weights(

@@ -150,6 +150,7 @@ def test_batch_of_one(sz):
     m(torch.randn(2,3,*sz))
     assert not same(norm, ts)
 
+@pytest.mark.slow
 def test_compile_export_onnx(tmp_path):
     m = randomize(create_deeplab_model(small, 3, pretrained=False, output_stride=8, rates=(1,2)))
     x,y = torch.randn(2,3,96,128),torch.randn(2,3,97,75)

@@ -52,7 +52,7 @@ def hub(tmp_path, monkeypatch):
         return m
     return put
 
-@pytest.mark.parametrize('name', slow_if(pairs,'101','152'))
+@pytest.mark.parametrize('name', slow_if(pairs,'101','152','50'))
 def test_pairs(tmp_path, name):
     "Bitwise timm's network at 32; on the native grid at 8, where timm's own rule is not"
     t,t8 = twin(pairs[name]),timm.create_model(pairs[name], output_stride=8).eval()

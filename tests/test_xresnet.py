@@ -30,12 +30,12 @@ def check(m, xs, strides, body=None, tol=1e-5):
         set_output_stride(m, T0)
         for x,f in zip(xs,native): assert body(x).equal(f)
 
-@pytest.mark.parametrize('name', slow_if(exact,'101','152','50_deeper'))
+@pytest.mark.parametrize('name', slow_if(names,'101','152','50_deep','34_deep','xt50','xt34','xse_resnet50','xse_resnet34'))
 def test_invariant(name):
     m = randomize(getattr(xresnet,name)())
     check(m, [torch.randn(1,3,30,31)], strides_of(m))
 
-@pytest.mark.parametrize('name', ['xresnet18','xresnet50','xresnet34_deeper','xresnext34'])
+@pytest.mark.parametrize('name', slow_if(['xresnet18','xresnet50','xresnet34_deeper','xresnext34','xse_resnet18'],'34'))
 def test_invariant_sizes(name):
     m = randomize(getattr(xresnet,name)())
     check(m, [torch.randn(1,3,*sz) for sz in ((64,64),(97,75),(81,81),(224,224))], [T for T in strides_of(m) if T>=8])
@@ -83,6 +83,9 @@ def draw_net(draw, ndims):
     s = draw(st.sampled_from([2,2,2,3])) if ndim<3 else 2 # a 3d pool of 3 refuses a map of 1
     kw = dict(ndim=ndim, stride=s, widen=draw(st.sampled_from([.125,.25])), stem_szs=(8,8,64), ks=draw(st.sampled_from([3,3,5])))
     kw |= dict(pool_first=draw(st.booleans()), norm_type=draw(st.sampled_from(norms)))
+    # what runs by phases: squeeze-and-excitation (fastai's is for 2 dims), and attention over all positions
+    if ndim==2: kw['reduction'] = draw(st.sampled_from([None,None,4]))
+    if ndim<3: kw['sa'] = draw(st.sampled_from([False,False,True]))
     torch.manual_seed(draw(st.integers(0,99)))
     sides = [draw(st.integers(20,{1:200,2:64,3:24}[ndim])) for _ in range(ndim)]
     # fastai's MaxPool drops what is odd at the end, which the convs beside it do not: natively it needs sides that are never odd
@@ -141,7 +144,7 @@ def test_torchvision(f):
     ts = tensors(m)
     assert same(set_output_stride(m,8), ts)
 
-@pytest.mark.parametrize('name', ['xresnet18','xresnet50'])
+@pytest.mark.parametrize('name', slow_if(['xresnet18','xresnet50'],'50'))
 def test_back_again(name):
     "Steps forth and back leave no trace, nor does a pickle or a copy in between"
     m = getattr(xresnet,name)()
