@@ -148,7 +148,7 @@ def grid_error(
         xs = strides.sample.xs if x is not None else strides.sample.resized((161,193,97)[:strides.sample.ndim])
         snapshot.put_back()
         set_output_stride(net, output_stride, x, warn=False)
-        found = _last_maps(net, strides, xs, _before_pixels(net,strides)-phased_inside(net))
+        found = _last_maps(net, strides, xs, _before_pixels(net,strides)-closed_inside(net))
         if not found: raise ValueError(f'No module of this {type(net).__name__} makes a map')
         native = _last_maps(restored(net), strides, xs, {name for name,_ in found.values()})
     finally: snapshot.put_back()

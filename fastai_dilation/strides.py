@@ -16,7 +16,7 @@ A layer has its `s` as a setting. `S` is measured, by running the network unseen
 
 # %% auto #0
 __all__ = ['Grid', 'Call', 'rule', 'is_whole', 'Snapshot', 'device_of', 'watched', 'tensors', 'is_map', 'grid_between', 'Sample',
-           'samples', 'side_for', 'Strides', 'parent', 'is_inside', 'phased_inside', 'follow']
+           'samples', 'side_for', 'Strides', 'parent', 'is_inside', 'is_closed', 'closed_inside', 'follow']
 
 # %% ../nbs/01_strides.ipynb #464fb842
 import math,random
@@ -242,10 +242,12 @@ def is_inside(name, outer):
     return any(name==o or name.startswith(f'{o}.') for o in outer)
 
 # %% ../nbs/01_strides.ipynb #a28ef564
-def phased_inside(net):
-    "Names of all modules inside of one that runs by phases"
-    phased = [n for n,m in net.named_modules() if '_by_phases' in vars(m)]
-    return {n for n,_ in net.named_modules() if is_inside(parent(n), phased)}
+def is_closed(m): return '_by_phases' in vars(m) or 'spacing' in vars(m)
+
+def closed_inside(net):
+    "Names of all modules inside of one that is closed"
+    closed = [n for n,m in net.named_modules() if is_closed(m)]
+    return {n for n,_ in net.named_modules() if is_inside(parent(n), closed)}
 
 def _from_two_images(net, sample, side, meta):
     "Strides of `net` by the difference of two images, one twice as large as the other"
@@ -253,7 +255,7 @@ def _from_two_images(net, sample, side, meta):
     small,large = [_shapes(net, sample.resized([px]*sample.ndim, device), meta) for px in (side,2*side)]
     def grids(a, b): return [grid_between(i, j, side, sample.ndim) for i,j in zip(a,b)] if len(a)==len(b) else []
     def call(a, b): return Call(grids(a.reads,b.reads), grids(a.makes,b.makes))
-    inside = phased_inside(net)
+    inside = closed_inside(net)
     return Strides(net, {n:[*map(call,small[n],large[n])] for n in small if n not in inside}, sample)
 
 # %% ../nbs/01_strides.ipynb #872a68ff

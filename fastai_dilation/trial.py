@@ -170,7 +170,7 @@ class Trial(_Mender):
         self.modules = dict(net.named_modules())
         self.mended,self.lost = {},{}
         self.misfit = None # the first module that was given a map of another size
-        self.n_calls,self.stack,self.n_phased = defaultdict(int),[_Frame(None)],0
+        self.n_calls,self.stack,self.n_closed = defaultdict(int),[_Frame(None)],0
 
     def run(self, *xs):
         with watched(self.net, self.watch):
@@ -196,20 +196,20 @@ class Trial(_Mender):
         return y
 
     def _next_call(self, name):
-        "What was noted of this call, if that can be told; inside of a module that runs by phases there are no maps"
-        if self.n_phased or name not in self.strides.calls: return None
+        "What was noted of this call, if that can be told; inside of what runs by phases, or knows its spacing, nothing is"
+        if self.n_closed or name not in self.strides.calls: return None
         i = self.n_calls[name]
         self.n_calls[name] += 1
         return self.record[name][i] if i<len(self.record[name]) else None
 
     def _call(self, name, m, forward, args, kwargs):
         "What `forward` makes, or the error that it raises; and its frame"
-        y,error,frame,is_phased = None,None,_Frame(name),'_by_phases' in vars(m)
+        y,error,frame = None,None,_Frame(name)
         self.stack.append(frame)
-        self.n_phased += is_phased
+        self.n_closed += is_closed(m)
         try: y = forward(*args, **kwargs)
         except Exception as e: error = e
         finally:
-            self.n_phased -= is_phased
+            self.n_closed -= is_closed(m)
             self.stack.pop()
         return y,error,frame

@@ -135,7 +135,7 @@ print('ok')"""
 def test_on_top(fastai2, file):
     "This package's own tests of networks and learners pass on that fastai"
     env = {**os.environ, 'OMP_NUM_THREADS':'1', 'MAX_EXAMPLES':'20', 'PYTHONPATH':os.pathsep.join([str(fastai2),str(root)])}
-    args = ['-q', '-n', '0', '-p', 'no:cacheprovider', '-k', 'not block_drawn and not pool_share', str(root/'tests'/file)]
+    args = ['-q', '-n', '0', '-p', 'no:cacheprovider', '-k', 'not block_drawn and not pool_share and not 34 and not 50 and not deeper', str(root/'tests'/file)]
     res = subprocess.run([sys.executable,'-W','ignore','-m','pytest',*args], env=env, cwd=root, capture_output=True, text=True)
     assert res.returncode==0 and ' passed' in res.stdout, res.stdout[-4000:]
     where = subprocess.run([sys.executable,'-W','ignore','-c','import fastai; print(fastai.__file__)'], env=env, cwd=root, capture_output=True, text=True)
