@@ -1,5 +1,5 @@
 "Heads on one body, with an early map and without, at several output strides: mIoU on scenes of digits after the same steps, and after the same seconds"
-import itertools, numpy as np, pandas as pd, torch
+import itertools, numpy as np
 from fastai.vision.all import *
 from fastai_dilation.all import *
 from fastai_dilation.demo import name_digits, scene_dls
