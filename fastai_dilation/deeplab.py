@@ -66,21 +66,21 @@ def _scale(rates, stride):
     "Convert `rates`, given for a native stride of 32, to a native stride of `stride`"
     res = [r*32/stride for r in rates]
     if not all(r>=1 and r==int(r) for r in res):
-        raise ValueError(f"`rates` are given for a map of stride 32, and have to be whole numbers from 1 on the native map: {tuple(rates)} make {res} at this net's native stride of {stride}")
+        raise ValueError('`rates` are given for a map of stride 32, and have to be whole numbers from 1 on the native map: '
+            f"{tuple(rates)} make {res} at this net's native stride of {stride}")
     return [int(r) for r in res]
 
 # %% ../nbs/08_deeplab.ipynb #topx05
 class ToPixels(nn.Module):
     "`to_pixels` at the offset of the `output_stride` that it is built for, also when the stride is changed"
-    level = 1 # stride of the map to whose positions it resizes: by default the image
+    level = 1 # as in pickles of 0.0.2, which have no level
     def __init__(self,
         native_stride, # stride of the map when nothing is dilated
         output_stride, # stride that the model is built for
         level=1,       # native stride of the map to whose positions it resizes; 1 is the image
     ):
         super().__init__()
-        self.native_stride,self.spacing,self.offset = native_stride,1,(output_stride-1)/2
-        if level>1: self.level = level
+        self.native_stride,self.spacing,self.offset,self.level = native_stride,1,(output_stride-1)/2,level
 
     @property
     def output_stride(self): return self.native_stride//self.spacing

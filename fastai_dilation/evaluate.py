@@ -142,11 +142,10 @@ def grid_error(
 )->float: # as a part of the largest feature
     "Largest difference between the last map of `model` at `output_stride`, on the native grid, and the native map"
     net = get_model(model)
+    strides = native_strides(net, x)
+    xs = strides.sample.xs if x is not None else strides.sample.resized((161,193,97)[:strides.sample.ndim])
     snapshot = Snapshot(net)
     try:
-        strides = follow(restored(net), x)
-        xs = strides.sample.xs if x is not None else strides.sample.resized((161,193,97)[:strides.sample.ndim])
-        snapshot.put_back()
         set_output_stride(net, output_stride, x, warn=False)
         found = _last_maps(net, strides, xs, _before_pixels(net,strides)-closed_inside(net))
         if not found: raise ValueError(f'No module of this {type(net).__name__} makes a map')

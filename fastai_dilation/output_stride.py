@@ -15,7 +15,7 @@ Convs and pools are dilated. All else that reads more than one position is found
 
 # %% auto #0
 __all__ = ['Found', 'make_plan', 'restore_all', 'apply', 'enlarge', 'outermost_only', 'try_out', 'restored', 'InexactWarning',
-           'set_output_stride', 'get_output_stride', 'output_strides', 'pool_over']
+           'set_output_stride', 'native_strides', 'get_output_stride', 'output_strides', 'pool_over']
 
 # %% ../nbs/04_output_stride.ipynb #954f735d
 import itertools,warnings
@@ -118,11 +118,8 @@ def _native_records(net, strides, T, x):
         try: return [(xs,native_record(net,strides,xs)) for xs in inputs]
         except Exception as e: errors.append(e)
     if x is not None: return [(strides.sample.xs, native_record(net,strides,strides.sample.xs))]
-    raise CannotDilate(None, f'{type(net).__name__} does not run on a small image: {_first_line(errors[0])}. '
+    raise CannotDilate(None, f'{type(net).__name__} does not run on a small image: {first_line(errors[0])}. '
         'Give one that it runs on: `x=`')
-
-# %% ../nbs/04_output_stride.ipynb #6227ee76
-def _first_line(e): return str(e).partition(chr(10))[0][:200]
 
 # %% ../nbs/04_output_stride.ipynb #5596e02e
 Found = namedtuple('Found', 'phased lost misfit')
@@ -160,10 +157,11 @@ def restored(net):
     return net
 
 # %% ../nbs/04_output_stride.ipynb #16e083d3
+def _is_number(T): return hasattr(T,'__index__') and not isinstance(T,bool)
+
 def _refuse_other_strides(net, T, possible):
-    is_number = hasattr(T,'__index__') and not isinstance(T,bool)
     words = f'`output_stride` of this {type(net).__name__} can be one of {possible}, not {T!r}'
-    if not is_number: raise TypeError(words)
+    if not _is_number(T): raise TypeError(words)
     if T not in possible: raise CannotDilate(None, words)
 
 def _refuse_late_layers(now, native, changed):
@@ -201,7 +199,7 @@ def _refuse_crashes(net, lost):
     if '' not in crashed: return # a module around it took its place
     name,e = next(iter(crashed.items()))
     who = 'it' if name else type(net).__name__
-    raise CannotDilate(name or None, f'{who} does not run on a finer map: {_first_line(e)}')
+    raise CannotDilate(name or None, f'{who} does not run on a finer map: {first_line(e)}')
 
 # %% ../nbs/04_output_stride.ipynb #33d78233
 class InexactWarning(UserWarning): "At its new output stride a network is not the function that it was"
@@ -259,7 +257,7 @@ def set_output_stride(
         raise CannotDilate(None, 'The decoder of a U-Net is built for the sizes of its encoder. '
             f'Build the net anew with output_stride={T!r}')
     now = follow(net, x)
-    if hasattr(T,'__index__') and not isinstance(T,bool) and T==now.output: return model
+    if _is_number(T) and T==now.output: return model
     with _rolled_back_on_error(net):
         changed = {n for n,m in net.named_modules() if {'_undo','_native'} & vars(m).keys()}
         restore_all(net)
@@ -280,6 +278,12 @@ def set_output_stride(
     return model
 
 # %% ../nbs/04_output_stride.ipynb #1c5b4ca6
+def native_strides(net, x=None):
+    "`Strides` that `net` has natively; it stays as it is"
+    snapshot = Snapshot(net)
+    try: return follow(restored(net), x)
+    finally: snapshot.put_back()
+
 def get_output_stride(
     model,  # a network; of a U-Net, its encoder counts
     x=None, # a sample of its input, if that is not one image
@@ -293,10 +297,7 @@ def output_strides(
     x=None, # a sample of its input, if that is not one image
 )->list: # of numbers, the native stride last
     "Output strides that `model` can have"
-    net = _network(model)
-    snapshot = Snapshot(net)
-    try: return follow(restored(net), x).possible
-    finally: snapshot.put_back()
+    return native_strides(_network(model), x).possible
 
 # %% ../nbs/04_output_stride.ipynb #f48d0f90
 def _global_pools(net):
@@ -339,8 +340,6 @@ def pool_over(
 
 def _finer(net, names, x):
     "By name of a module that reads a finer map than natively: how many times"
-    now,snapshot = follow(net, x),Snapshot(net)
-    try: native = follow(restored(net), x)
-    finally: snapshot.put_back()
+    now,native = follow(net, x),native_strides(net, x)
     strides = {n:(now.reads(n),native.reads(n)) for n in names if n in now.calls}
     return {n:max(b)//max(a) for n,(a,b) in strides.items() if a!=b}

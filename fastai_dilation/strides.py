@@ -16,13 +16,13 @@ A layer has its `s` as a setting. `S` is measured, by running the network unseen
 
 # %% auto #0
 __all__ = ['Grid', 'Call', 'rule', 'is_whole', 'Snapshot', 'device_of', 'watched', 'tensors', 'is_map', 'grid_between', 'Sample',
-           'samples', 'side_for', 'Strides', 'parent', 'is_inside', 'is_closed', 'closed_inside', 'follow']
+           'samples', 'side_for', 'Strides', 'parent', 'is_inside', 'is_closed', 'closed_inside', 'follow',
+           'first_line']
 
 # %% ../nbs/01_strides.ipynb #464fb842
 import math,random
 from collections import defaultdict,namedtuple
 from contextlib import contextmanager
-from copy import copy
 from functools import partial
 import numpy as np, torch
 from torch import nn,Tensor
@@ -103,7 +103,7 @@ def _unchanged_random(device):
 def _no_hooks_for_all():
     "Without hooks that somebody has registered for all modules"
     hooks = [v for k,v in vars(torch.nn.modules.module).items() if k.startswith('_global_') and k.endswith('hooks')]
-    contents = [(v, copy(v)) for v in hooks]
+    contents = [(v, _items(v)) for v in hooks]
     for v in hooks: v.clear()
     try: yield
     finally:
@@ -281,6 +281,8 @@ def follow(net, x=None):
     return res
 
 # %% ../nbs/01_strides.ipynb #91ebb560
+def first_line(e): return str(e).partition(chr(10))[0][:200]
+
 def _why_it_does_not_run(net, x, error):
     "In words, why `net` cannot be followed"
     name,sample = type(net).__name__,samples(net,x)[0]
@@ -292,5 +294,5 @@ def _why_it_does_not_run(net, x, error):
         sides = 'x'.join([str(px)]*sample.ndim)
         return f'{name} does not run on all sizes of image, but on {sides}, so its strides cannot be followed'
     n = sample.first.shape[1]
-    return (f'{name} does not run on an image with {n} channel{"s"*(n>1)}: {str(error).partition(chr(10))[0][:200]}. '
+    return (f'{name} does not run on an image with {n} channel{"s"*(n>1)}: {first_line(error)}. '
         'Give a sample of what it reads, a tensor or a tuple: `x=`')

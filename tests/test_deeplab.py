@@ -1,12 +1,12 @@
 "`to_pixels` at any size, offset and precision; DeepLab's rates, logits, learner and files over many networks"
-import subprocess, sys, warnings
+import warnings
 import numpy as np, pytest, timm, torch, torchvision
 from functools import partial
-from pathlib import Path
 from hypothesis import given, settings, strategies as st
-from fastai.vision.all import F, Normalize, create_body, foreground_acc, get_image_files, nn, xresnet18, xresnet18_deep
+from fastai.vision.all import F, Normalize, create_body, foreground_acc, nn, xresnet18, xresnet18_deep
 from fastai_dilation.all import (create_deeplab_model, deeplab_learner, get_output_stride, output_stride_report, pool_over,
     set_output_stride, to_pixels, vision_learner)
+from seg_checks import loads_elsewhere, says_the_same_compiled_and_exported
 from seg_data import make_files, seg_dls
 from util import alive, close, randomize, same, tensors
 
@@ -124,12 +124,7 @@ def test_learner(dls, arch, tmp_path):
         want = learn.get_preds()[0]
         deeplab_learner(dls, arch, pretrained=False, output_stride=8, rates=(1,), path=tmp_path).load('x')
     assert np.isfinite(before[0]) and want.shape[1:]==(2,64,64)
-    learn.export('x.pkl')
-    code = f'from fastai.vision.all import *; import seg_data; l = load_learner(r"{tmp_path}/x.pkl")\n' \
-        f'with l.no_bar(): print(l.get_preds(dl=l.dls.test_dl(get_image_files(r"{tmp_path}/images")[:2]))[0].sum().item())'
-    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=Path(__file__).parent)
-    with learn.no_bar(): here = learn.get_preds(dl=dls.test_dl(get_image_files(tmp_path/'images')[:2]))[0].sum().item()
-    assert abs(float(res.stdout)-here)<1e-3*abs(here), res.stderr
+    loads_elsewhere(learn, tmp_path)
 
 def test_pretrained_freezes(dls, monkeypatch):
     "With weights the body is frozen, and the images are normalised as the weights were trained"
@@ -153,16 +148,7 @@ def test_batch_of_one(sz):
 @pytest.mark.slow
 def test_compile_export_onnx(tmp_path):
     m = randomize(create_deeplab_model(small, 3, pretrained=False, output_stride=8, rates=(1,2)))
-    x,y = torch.randn(2,3,96,128),torch.randn(2,3,97,75)
-    with torch.no_grad():
-        close(torch.compile(m, fullgraph=True)(x), m(x), 1e-4)
-        auto = {2:torch.export.Dim.AUTO, 3:torch.export.Dim.AUTO}
-        ep = torch.export.export(m, (x,), dynamic_shapes=(auto,)).module()
-        for o in (x,y): close(ep(o), m(o), 1e-4)
-        torch.onnx.export(m, (x,), tmp_path/'m.onnx', dynamo=True)
-        import onnxruntime
-        res = onnxruntime.InferenceSession(tmp_path/'m.onnx').run(None, {'x':x.numpy()})[0]
-        close(torch.tensor(res), m(x), 1e-4)
+    says_the_same_compiled_and_exported(m, tmp_path)
 
 def test_report(dls):
     "The report takes it as any learner"

@@ -1,11 +1,10 @@
 "DeepLabV3+: both maps exact, values at their pixels, the level found by its stride; the learner and its files"
-import subprocess, sys
 import pytest, torch, torchvision
-from pathlib import Path
 from hypothesis import given, settings, strategies as st
-from fastai.vision.all import foreground_acc, get_image_files, nn, xresnet18
+from fastai.vision.all import foreground_acc, nn, xresnet18
 from fastai_dilation.all import create_deeplab_model, deeplab_learner, get_output_stride, grid_error, set_output_stride, vision_learner
 from fastai_dilation.deeplab import ToPixels
+from seg_checks import loads_elsewhere, says_the_same_compiled_and_exported
 from seg_data import make_files, seg_dls
 from util import alive, close, randomize, said, same, tensors
 
@@ -103,12 +102,7 @@ def test_learner(dls, arch, tmp_path):
         want = learn.get_preds()[0]
         again = deeplab_learner(dls, arch, output_stride=16, **kw).load('x').set_output_stride(8)
         with again.no_bar(): close(again.get_preds()[0], want)
-    learn.export('x.pkl')
-    code = f'from fastai.vision.all import *; import seg_data; l = load_learner(r"{tmp_path}/x.pkl")\n' \
-        f'with l.no_bar(): print(l.get_preds(dl=l.dls.test_dl(get_image_files(r"{tmp_path}/images")[:2]))[0].sum().item())'
-    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=Path(__file__).parent)
-    with learn.no_bar(): here = learn.get_preds(dl=dls.test_dl(get_image_files(tmp_path/'images')[:2]))[0].sum().item()
-    assert abs(float(res.stdout)-here)<1e-3*abs(here), res.stderr
+    loads_elsewhere(learn, tmp_path)
 
 def test_freeze(dls):
     "The body's weights stay as they are, and the head's and the decoder's learn"
@@ -121,13 +115,4 @@ def test_freeze(dls):
 @pytest.mark.parametrize('arch', [small, 'efficientnet_lite0'], ids=name_of)
 def test_compile_export_onnx(arch, tmp_path):
     m = randomize(create_deeplab_model(arch, 3, output_stride=8, **one_rate))
-    x,y = torch.randn(2,3,96,128),torch.randn(2,3,97,75)
-    with torch.no_grad():
-        close(torch.compile(m, fullgraph=True)(x), m(x), 1e-4)
-        auto = {2:torch.export.Dim.AUTO, 3:torch.export.Dim.AUTO}
-        ep = torch.export.export(m, (x,), dynamic_shapes=(auto,)).module()
-        for o in (x,y): close(ep(o), m(o), 1e-4)
-        torch.onnx.export(m, (x,), tmp_path/'m.onnx', dynamo=True)
-        import onnxruntime
-        res = onnxruntime.InferenceSession(tmp_path/'m.onnx').run(None, {'x':x.numpy()})[0]
-        close(torch.tensor(res), m(x), 1e-4)
+    says_the_same_compiled_and_exported(m, tmp_path)
