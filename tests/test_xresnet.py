@@ -8,7 +8,7 @@ from torch import nn
 from fastai.vision.all import MaxPool, NormType, create_body, inspect
 from fastai.vision.models import xresnet
 from fastai_dilation.all import DilatedPool, get_output_stride, set_output_stride
-from util import close, names, randomize, same, slow_if, tensors
+from util import close, names, randomize, same, settled, slow_if, tensors
 
 exact = [o for o in names if not o.startswith('xse_')]
 
@@ -32,8 +32,12 @@ def check(m, xs, strides, body=None, tol=1e-5):
 
 @pytest.mark.parametrize('name', slow_if(names,'101','152','50_deep','34_deep','xt50','xt34','xse_resnet50','xse_resnet34'))
 def test_invariant(name):
-    m = randomize(getattr(xresnet,name)())
-    check(m, [torch.randn(1,3,30,31)], strides_of(m))
+    m,x = randomize(getattr(xresnet,name)()),torch.randn(1,3,30,31)
+    if not name.startswith('xse_'): return check(m, [x], strides_of(m))
+    # random gates are ill-conditioned: an image that is changed by 1e-7 changes the features by 1e-4. So in double
+    # precision, where finer maps would take minutes (the drawn networks below have gates, and all strides)
+    m = settled(m, torch.randn(8,3,64,64)).double()
+    check(m, [x.double()], [T for T in strides_of(m) if T>=4], tol=1e-10)
 
 @pytest.mark.parametrize('name', slow_if(['xresnet18','xresnet50','xresnet34_deeper','xresnext34','xse_resnet18'],'34'))
 def test_invariant_sizes(name):
