@@ -288,6 +288,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'fastai_dilation/pretrained.py'),
                                             'fastai_dilation.pretrained._stem': ('pretrained.html#_stem', 'fastai_dilation/pretrained.py'),
                                             'fastai_dilation.pretrained._timm': ('pretrained.html#_timm', 'fastai_dilation/pretrained.py'),
+                                            'fastai_dilation.pretrained._unwrapped': ( 'pretrained.html#_unwrapped',
+                                                                                       'fastai_dilation/pretrained.py'),
                                             'fastai_dilation.pretrained._why': ('pretrained.html#_why', 'fastai_dilation/pretrained.py'),
                                             'fastai_dilation.pretrained.learner.unet_learner': ( 'pretrained.html#learner.unet_learner',
                                                                                                  'fastai_dilation/pretrained.py'),

@@ -48,7 +48,20 @@ def _name(k):
 
 # %% ../nbs/05_pretrained.ipynb #0c5a0c39
 def _is_arch(weights): return re.match('xresne|xse_', weights)
-def _is_file(weights): return isinstance(weights,Path) or weights.endswith(('.safetensors','.pth','.pt','.bin'))
+def _is_file(weights): return isinstance(weights,Path) or weights.endswith(('.safetensors','.pth','.pt','.bin','.ckpt'))
+
+# %% ../nbs/05_pretrained.ipynb #unwr18a
+_wrappers = ('module.','_orig_mod.','model.','encoder.','backbone.')   # DDP, compile, Lightning, smp, detectors
+
+def _unwrapped(sd, what):
+    "The tensors of the network in `sd`, without what wrappers put in front of their names"
+    taken,n = '',len(sd)
+    while word := first(o for o in _wrappers if any(k.startswith(o) for k in sd)):
+        sd = {k.removeprefix(word):v for k,v in sd.items() if k.startswith(word)}
+        taken += word
+    left = f', and left out {n-len(sd)} without it' if len(sd)<n else ''
+    if taken: print(f'{what}: took {taken!r} off the names{left}')
+    return sd
 
 # %% ../nbs/05_pretrained.ipynb #1c379600
 _what = '`weights` is the path of a .safetensors or .pth file, the tag of a timm network, or the name of an xresnet'
@@ -68,6 +81,7 @@ def _read_file(path):
     for o in ('model','state_dict'):
         if isinstance(sd,dict) and isinstance(sd.get(o),dict): sd = sd[o]
     if not isinstance(sd,dict) or not all(isinstance(o,Tensor) for o in sd.values()): raise ValueError(f'{path} does not hold tensors by name')
+    sd = _unwrapped(sd, path.name)
     return {k[2:]:v for k,v in sd.items() if k.startswith('0.')} if '0.0.0.weight' in sd else sd
 
 # %% ../nbs/05_pretrained.ipynb #027ca017

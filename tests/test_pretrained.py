@@ -72,6 +72,15 @@ def test_pairs(tmp_path, name):
             assert theirs>.01
             set_output_stride(m,32)
 
+@pytest.mark.parametrize('words', ['module.', '_orig_mod.', 'model.', 'encoder.', 'backbone.', 'module.model.encoder.'])
+def test_wrapped_files(t18, tmp_path, capsys, words):
+    "Words that wrappers put in front of names are taken off, and said; what has none, as a decoder, is left out"
+    path,t = t18
+    torch.save({'state_dict':{**{words+k:v for k,v in t.state_dict().items()}, 'decoder.weight':torch.ones(3)}}, tmp_path/'w.ckpt')
+    m = net('xresnet18', weights=tmp_path/'w.ckpt')
+    assert same(m, tensors(net('xresnet18', weights=path/'t.pth')))
+    assert f'took {words!r} off the names, and left out 1 without it' in capsys.readouterr().out
+
 @pytest.mark.parametrize('T', [32,8])
 def test_fastai_files(tmp_path, T):
     "fastai's names of today and of 2019, from a network or a learner, with or without an optimizer"
