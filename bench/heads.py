@@ -1,56 +1,168 @@
-"Heads on one body, with an early map and without, at several output strides: mIoU on scenes of digits after the same steps, and after the same seconds"
-import itertools, numpy as np
+"Is it dilation that pays, or a skip? Heads on one body at several output strides: mIoU on scenes of digits and of photos, from random and from kept weights"
+import itertools, sys, numpy as np
+from functools import lru_cache
+from skimage import data as photos
+from sklearn.datasets import load_sample_images
 from fastai.vision.all import *
 from fastai_dilation.all import *
 from fastai_dilation.demo import name_digits, scene_dls
-from fastai_dilation.evaluate import time_in_turns
+from fastai_dilation.evaluate import peak_memory, time_in_turns
 from fastcore.script import call_parse
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
+from util import lite0
 
-heads = {'1x1 conv':dict(rates=()), 'DeepLabV3':dict(rates=(1,)), '1x1 conv and a skip':dict(rates=(),skip=4), 'DeepLabV3+':dict(rates=(1,),skip=4)}
+heads = {'1x1 conv':dict(rates=()), 'DeepLabV3':dict(rates=(1,)), 'a skip':dict(rates=(),skip=4), 'DeepLabV3+':dict(rates=(1,),skip=4),
+    'DeepLabV3+, plain convs':dict(rates=(1,),skip=4,separable=False)}
 
-def learner(dls, head, T, seed, widen):
+# what is cut out of which photo: top, bottom, left, right
+cuts = dict(astronaut=(20,400,40,420), cat=(0,300,40,340), cup=(5,385,70,450), tower=(20,360,40,380), flower=(70,350,160,440), motorcycle=(30,470,140,580))
+
+@lru_cache(None)
+def things():
+    "Things cut from photos, and grey textures to paste them on"
+    china,flower = load_sample_images().images
+    motorcycle = np.array(PILImage.create(Path(photos.__file__).parent/'motorcycle_left.png'))
+    ims = [photos.astronaut(),photos.chelsea(),photos.coffee(),china,flower,motorcycle]
+    cut = [PILImage.create(im[t:b,l:r]) for im,(t,b,l,r) in zip(ims, cuts.values())]
+    return cut,[photos.grass(),photos.gravel(),photos.brick()]
+
+@lru_cache(4096)
+def photo_scene(i, n=8, sz=160):
+    "`n` small round things of other sizes, angles and colours on a texture, and the mask of what they are"
+    rng,(cut,textures) = np.random.default_rng(i),things()
+    def tint(im, least): return im*rng.uniform(least, 1, 3)
+    y,x = rng.integers(0, 512-sz, 2)
+    img,mask,placed = tint(textures[rng.integers(3)][y:y+sz,x:x+sz,None], .3),np.zeros((sz,sz),'uint8'),[]
+    for _ in range(10*n):
+        s,c = rng.integers(20,45),rng.integers(len(cut))
+        top,left = rng.integers(0, sz-s, 2)
+        if len(placed)==n or any(max(abs(top+s/2-b), abs(left+s/2-a))<(s+t)/2 for b,a,t in placed): continue
+        thing = cut[c].rotate(rng.uniform(-30,30), resample=2).resize((s,s), 2)
+        if rng.random()<.5: thing = thing.transpose(0)
+        disc = np.hypot(*(np.mgrid[:s,:s]-(s-1)/2))<s/2
+        at = (slice(top,top+s),slice(left,left+s))
+        img[at] = np.where(disc[...,None], tint(np.asarray(thing),.6), img[at])
+        mask[at] = np.where(disc, c+1, mask[at])
+        placed.append((top+s/2,left+s/2,s))
+    return img.clip(0,255).astype('uint8'),mask
+
+def photo_dls(n, n_valid):
+    db = DataBlock((ImageBlock,MaskBlock(['texture',*cuts])), get_x=lambda i: PILImage.create(photo_scene(i)[0]),
+        get_y=lambda i: PILMask.create(photo_scene(i)[1]), splitter=FuncSplitter(lambda i: i>=100_000),
+        batch_tfms=Normalize.from_stats([.5]*3, [.5]*3)) # as this network's weights want it
+    return db.dataloaders([*range(n), *range(100_000,100_000+n_valid)], bs=8, num_workers=0)
+
+def net(widen):
+    def arch(pretrained=False, n_out=10): return xresnet18(n_out=n_out, widen=widen)
+    return arch
+
+def loss(dls): return CrossEntropyLossFlat(axis=1, weight=tensor([.3]+[1.]*(get_c(dls)-1)))
+
+def classifier(arch, n, seed):
+    "The body of `arch`, trained at 32 to say which of ten digits are in a scene of three larger ones"
     set_seed(seed, reproducible=True)
-    def arch(pretrained=False): return xresnet18(widen=widen)
-    loss = CrossEntropyLossFlat(axis=1, weight=tensor([.3]+[1.]*10))
-    return deeplab_learner(dls, arch, pretrained=False, output_stride=T, loss_func=loss, metrics=JaccardCoeffMulti(), **heads[head])
+    learn = Learner(scene_dls(n, 100, masks=False, bs=16), arch(n_out=10), loss_func=BCEWithLogitsLossFlat(), metrics=accuracy_multi)
+    with learn.no_logging(): learn.fit_one_cycle(1, 5e-3)
+    return create_body(learn.model).state_dict()
+
+def learner(dls, head, T, seed, arch, weights=None, freeze=False):
+    "`head` on a body of `arch` with `weights`, if any; `freeze` keeps the body as it is, its norms' statistics too"
+    set_seed(seed, reproducible=True)
+    kw = dict(train_bn=False, cbs=BnFreeze) if freeze else {}
+    learn = deeplab_learner(dls, arch, pretrained=False, normalize=False, output_stride=T, loss_func=loss(dls), metrics=JaccardCoeffMulti(),
+        **heads[head], **kw)
+    if weights: learn.model[0].load_state_dict(weights)
+    if freeze: learn.freeze()
+    return learn
 
 def score(learn):
-    "mIoU, and the share of the digits that are named rightly"
-    gather = GatherPredsCallback()
+    "mIoU, and of digits also the IoU of the thinnest, and the share of them that are named rightly"
+    gather,jaccard = GatherPredsCallback(),learn.metrics[0]
     miou = learn.validate(cbs=gather)[1]
-    return miou,name_digits(gather.preds.argmax(1), learn.dls.valid.items)
+    if get_c(learn.dls)!=11: return {'mIoU':miou}
+    one = 2 # class 0 is paper
+    return {'mIoU':miou, 'IoU of the 1':jaccard.inter[one]/jaccard.union[one], 'named':name_digits(gather.preds.argmax(1), learn.dls.valid.items)}
 
-def step_times(dls, cases, widen):
-    "Seconds of a training step of each case, taken in turns"
-    x,y = dls.one_batch()
-    learners = [learner(dls, *case, 0, widen) for case in cases]
-    def step(l): l.loss_func(l.model(x), y).backward()
-    return [np.median(ts) for ts in time_in_turns([partial(step,l) for l in learners], 4)]
+def step(model, loss, x, y): loss(model(x), y).backward()
+
+def costs(dls, models, n=4):
+    "Seconds and bytes of a training step of each of `models`, in turns"
+    fs = [partial(step, m.train(), loss(dls), *dls.one_batch()) for m in models]
+    return [np.median(ts) for ts in time_in_turns(fs, n)],[peak_memory(f) for f in fs]
+
+def show(*cells): print('| '+' | '.join(map(str,cells))+' |', flush=True)
+
+def show_scores(title, cells, seeds, scores):
+    "A row of a table, and if `title` is given its first two lines"
+    names = [f'{k}, seed {s}' for k in scores[0] for s in seeds]
+    if title: show(*title, *names), show(*['---']*(len(title)+len(names)))
+    show(*cells, *[f'{o[k]:.2f}'.lstrip('0') for k in scores[0] for o in scores])
+
+def all_heads(dls, cases, seeds, epochs, lr, arch, same_seconds, bodies, freeze):
+    "A row for each head and stride"
+    secs,mem = costs(dls, [learner(dls, *o, 0, arch, freeze=freeze).model for o in cases])
+    title = ['head','output stride','steps','time of a step','memory']
+    for (head,T),t,m in zip(cases, secs, mem):
+        more,scores = max(1, round(max(secs)/t)) if same_seconds else 1,[]
+        for seed in seeds:
+            learn = learner(dls, head, T, seed, arch, bodies.get(seed), freeze)
+            with learn.no_logging(): learn.fit_one_cycle(epochs*more, lr)
+            scores.append(score(learn))
+        show_scores(title, [head, T, epochs*more*len(dls.train), f'{t/min(secs):.1f}', f'{m/min(mem):.1f}'], seeds, scores)
+        title = None
+
+def beside_smp(dls, seeds, epochs, lr, n, T=16):
+    "Our DeepLabV3+ on torchvision's resnet18 beside segmentation_models.pytorch's, the body with a classifier's weights"
+    import segmentation_models_pytorch as smp
+    from torchvision.models import resnet18
+    def arch(n_out): return nn.Sequential(*create_body(resnet18(), cut=-2), nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(512,n_out))
+    def ours(): return create_deeplab_model(resnet18, 11, pretrained=False, output_stride=T, rates=(1,2,3), skip=4)
+    def theirs(): return smp.DeepLabV3Plus('resnet18', encoder_weights=None, encoder_output_stride=T, decoder_atrous_rates=(2,4,6), classes=11)
+    def load(m, weights):
+        body = m.encoder if hasattr(m,'encoder') else m[0]
+        tensors = {k:v for k,v in body.state_dict().items() if not k.startswith('fc.')}
+        body.load_state_dict(dict(zip(tensors, weights.values(), strict=True)), strict=False)
+        return m
+    makers,weights = {'ours':ours, 'smp':theirs},{s:classifier(arch,n,s) for s in seeds}
+    models = [load(f(),weights[seeds[0]]) for f in makers.values()]
+    secs,mem = costs(dls, models)
+    x,title = dls.one_batch()[0].as_subclass(Tensor),['DeepLabV3+','error of the body','time of a step','memory']
+    with torch.no_grad():
+        a,b = [m.double().eval() for m in models]
+        native = set_output_stride(deepcopy(a[0]), 32, warn=False)(x.double())[0]
+        errs = [(f[...,::2,::2]-native).abs().max().item()/native.abs().max().item() for f in (a[0](x.double())[0],b.encoder(x.double())[-1])]
+    for (name,f),e,t,m in zip(makers.items(), errs, secs, mem):
+        scores = []
+        for seed in seeds:
+            set_seed(seed, reproducible=True)
+            learn = Learner(dls, load(f(),weights[seed]), loss_func=loss(dls), metrics=JaccardCoeffMulti())
+            with learn.no_logging(): learn.fit_one_cycle(epochs, lr)
+            scores.append(score(learn))
+        show_scores(title, [name, f'{e:.1g}', f'{t/secs[1]:.2f}', f'{m/mem[1]:.2f}'], seeds, scores)
+        title = None
 
 @call_parse
 def main(
     n:int=400,           # scenes to train on, eight a step
     n_valid:int=100,     # scenes to validate on
     epochs:int=3,        # passes through the scenes
+    lr:float=4e-3,       # learning rate
     seeds:str='7 8',     # one run for each
     strides:str='32 16 8', # output strides
     only:str='',         # only the heads whose name fits this expression
     same_seconds:bool=False, # train the others as long as the slowest one?
+    frozen:bool=False,   # keep the weights of a classifier of digits?
+    real:bool=False,     # things cut from photos, and a body that keeps its ImageNet weights: EfficientNet-Lite0
+    smp:bool=False,      # beside segmentation_models.pytorch, and nothing else
     widen:float=.5,      # width of the xresnet18
+    n_class:int=4800,    # scenes for the classifier
 ):
     "Print a table in Markdown"
     defaults.callbacks = [o for o in defaults.callbacks if o is not ProgressCallback]
-    cases = [*itertools.product([o for o in heads if re.search(only,o)], map(int,strides.split()))]
-    dls = scene_dls(n, n_valid)
-    times = step_times(dls, cases, widen)
-    rows = []
-    for (head,T),t in zip(cases, times):
-        more = max(1, round(max(times)/t)) if same_seconds else 1
-        scores = []
-        for seed in map(int,seeds.split()):
-            learn = learner(dls, head, T, seed, widen)
-            with learn.no_logging(): learn.fit_one_cycle(epochs*more, 4e-3)
-            scores.append(score(learn))
-        mious,named = zip(*scores)
-        rows.append([head, T, epochs*more*n//8, t/min(times), *[f'{o:.2f}' for o in mious], *[f'{o:.2f}' for o in named]])
-        print('| '+' | '.join(f'{o:.1f}' if isinstance(o,float) else str(o) for o in rows[-1])+' |', flush=True)
+    seeds = [*map(int,seeds.split())]
+    dls,arch = (photo_dls if real else scene_dls)(n, n_valid),'tf_efficientnet_lite0' if real else net(widen)
+    if smp: return beside_smp(dls, seeds, epochs, lr, n_class)
+    cases,bodies = [*itertools.product([o for o in heads if re.search(only,o)], map(int,strides.split()))],{}
+    if real: bodies = {s:{f'model.{k}':v for k,v in lite0().state_dict().items() if 'classifier' not in k} for s in seeds}
+    elif frozen: bodies = {s:classifier(arch,n_class,s) for s in seeds}
+    all_heads(dls, cases, seeds, epochs, lr, arch, same_seconds, bodies, frozen or real)

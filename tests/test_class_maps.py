@@ -1,0 +1,57 @@
+"What a classifier says of each position: its native answer is the mean of the native positions, whatever the head is called"
+import pytest, timm, torch, torchvision.models as tvm
+from fastai.vision.all import CrossEntropyLossFlat, Learner, create_body
+from fastai.vision.models import xresnet
+from fastai_dilation.all import class_maps, create_vision_model, get_output_stride, pool_over, set_output_stride
+from seg_data import class_dls, make_files
+from util import alive, close, same, settled, tensors
+
+nets = dict(xresnet18=lambda: xresnet.xresnet18(n_out=10), xse_resnet18=lambda: xresnet.xse_resnet18(n_out=10), resnet18=tvm.resnet18,
+    googlenet=lambda: tvm.googlenet(init_weights=False), xresnet_1d=lambda: xresnet.xresnet18(n_out=10, ndim=1),
+    timm_resnet18d=lambda: timm.create_model('resnet18d'), efficientnet_lite0=lambda: timm.create_model('efficientnet_lite0'))
+
+@pytest.mark.parametrize('name', nets)
+def test_mean_of_native_positions(name):
+    "Their mean is the native answer, at each stride, and the network is left as it was"
+    x = torch.randn(2,3,97) if '1d' in name else torch.randn(2,3,97,130)
+    m = settled(alive(nets[name]()), torch.randn(4,*x.shape[1:])).double()
+    ts,x = tensors(m),x.double()
+    with torch.no_grad(): native = m(x)
+    positions = 0
+    for T in (32,16,8):
+        maps = class_maps(m, x, T)
+        assert maps[0,0].numel()>positions
+        positions = maps[0,0].numel()
+        close(maps[(...,*[slice(None,None,32//T)]*(x.ndim-2))].flatten(2).mean(2), native, 1e-9)
+    assert same(m, ts) and get_output_stride(m)==32 and not m.training
+
+def test_dilated_and_pooled_networks():
+    "The maps are the same from a network that is dilated already, or whose pool reads the native grid"
+    m,x = settled(alive(xresnet.xresnet18(n_out=10)), torch.randn(4,3,64,64)),torch.randn(1,3,97,130)
+    maps = class_maps(m, x, 8)
+    for mode in ('grid','inside'): assert class_maps(pool_over(m,mode), x, 8).equal(maps)
+    close(class_maps(set_output_stride(m,16), x, 8), maps)
+    assert get_output_stride(m)==16
+
+def test_any_head():
+    "A head that is not linear is asked about one position at a time"
+    m,x = alive(create_vision_model(tvm.resnet18, 10, pretrained=False)).double(),torch.randn(1,3,97,130).double()
+    maps,features = class_maps(m, x, 16),set_output_stride(m[0],16)(x).detach()
+    i,j = 3,5
+    with torch.no_grad(): close(maps[...,i,j], m[1](features[...,i:i+1,j:j+1]), 1e-12)
+
+def test_learner(tmp_path):
+    dls = class_dls(make_files(tmp_path))
+    learn = Learner(dls, xresnet.xresnet18(n_out=10, widen=.25), loss_func=CrossEntropyLossFlat())
+    x = dls.one_batch()[0]
+    maps = class_maps(learn, x)
+    assert maps.shape[:2]==(len(x),10) and maps.equal(class_maps(learn.model, x, 8))
+
+@pytest.mark.parametrize('net,why', [(tvm.vgg11_bn,r'reads \(7, 7\) positions at once \(`avgpool`\)'), (tvm.mobilenet_v2,'no adaptive pool module in front'),
+    (lambda: create_body(xresnet.xresnet18()),'no adaptive pool module in front')], ids=['vgg11_bn','mobilenet_v2','body'])
+def test_refused(net, why):
+    "A head that cannot be asked about one position is refused, and says why"
+    m = net()
+    ts = tensors(m)
+    with pytest.raises(ValueError, match=why): class_maps(m, torch.randn(1,3,97,130), 8)
+    assert same(m, ts) and get_output_stride(m)==32

@@ -1,0 +1,63 @@
+"A network with ImageNet weights, on photos that come with packages: exact at each stride, the same classes, and a learner that exports"
+from functools import partial
+from pathlib import Path
+import matplotlib, numpy as np, pytest, torch
+from fastai.vision.all import F, PILImage
+from skimage import data as photos
+from sklearn.datasets import load_sample_images
+from fastai_dilation.all import class_maps, grid_error, pool_over, set_output_stride, vision_learner
+from seg_checks import loads_elsewhere
+from seg_data import class_dls, make_files
+from util import close, lite0
+
+china,flower = load_sample_images().images
+ims = dict(cat=photos.chelsea(), cup=photos.coffee(), astronaut=photos.astronaut(), rocket=photos.rocket(), tower=china, flower=flower,
+    motorcycle=np.array(PILImage.create(Path(photos.__file__).parent/'motorcycle_left.png')),
+    portrait=np.array(PILImage.create(Path(matplotlib.get_data_path())/'sample_data'/'grace_hopper.jpg')))
+
+@pytest.fixture(scope='module')
+def net(): return lite0().eval()
+
+def prepared(im, side=224):
+    "The middle of a photo as the weights want it"
+    n = min(im.shape[:2])
+    top,left = [(o-n)//2 for o in im.shape[:2]]
+    x = torch.tensor(im[top:top+n,left:left+n].copy()).permute(2,0,1)[None]/127.5-1
+    return F.interpolate(x, (side,side), mode='bicubic', antialias=True)
+
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+@pytest.mark.parametrize('sides', [(193,161), slow((224,224)), slow((225,225))], ids=str)
+def test_exact(net, sides):
+    "In double precision, on a real photo"
+    x = F.interpolate(prepared(ims['cat']), sides).double()
+    net.double()
+    try:
+        for T in (16,8,4): assert grid_error(net, T, x)<1e-9
+    finally: net.float()
+
+def test_sees_what_it_was_trained_for(net):
+    "The weights are in their places: it knows a cup of espresso, an Egyptian or tabby cat, a missile or rocket, and a pagoda or palace"
+    with torch.no_grad(): top = {k:net(prepared(ims[k])).topk(3).indices[0].tolist() for k in ('cup','cat','rocket')}
+    assert 967 in top['cup'] and {281,282,285} & {*top['cat']} and {657,744} & {*top['rocket']}
+
+@pytest.mark.parametrize('name', ['cat','cup', *[slow(o) for o in ims if o not in ('cat','cup')]])
+def test_same_class(net, name):
+    "With the grid pool, its answer at 16 and 8 is the native one"
+    x = prepared(ims[name])
+    with torch.no_grad():
+        native = net(x)
+        for T in (16,8):
+            y = set_output_stride(pool_over(net), T)(x)
+            set_output_stride(pool_over(net,'all'), 32)
+            assert y.argmax()==native.argmax() and (y-native).abs().max()<1e-4*native.abs().max()
+        assert class_maps(net, x, 8)[...,::4,::4].mean((2,3)).argmax()==native.argmax()
+
+def test_learner(net, tmp_path):
+    "A learner on this body has its features on the native grid; exported, it says the same elsewhere"
+    learn = vision_learner(class_dls(make_files(tmp_path)), 'tf_efficientnet_lite0', pretrained=False, output_stride=8, path=tmp_path)
+    body = learn.model[0].eval()
+    body.model.load_state_dict({k:v for k,v in net.state_dict().items() if k in body.model.state_dict()})
+    x = prepared(ims['cat'])
+    with torch.no_grad(): close(body(x)[...,::4,::4], net.forward_features(x), 1e-4)
+    loads_elsewhere(learn, tmp_path)
