@@ -151,7 +151,7 @@ def test_misfits(t18, tmp_path):
     cases = {'`5.0.idpath.1.0.weight` is missing': {o:v for o,v in sd.items() if o!=k},
         r'`5.0.idpath.1.0.weight` is \(128, 64, 3, 3\), not \(128, 64, 1, 1\)': {**sd, k:torch.zeros(128,64,3,3)},
         '`foo` is left over': {**sd, 'foo':torch.zeros(1)}, 'in 122 of 132 tensors|is missing': torch.nn.Linear(3,3).state_dict(),
-        'is missing': {f'module.{o}':v for o,v in sd.items()}}
+        'is missing': {f'network.{o}':v for o,v in sd.items()}}
     for msg,o in cases.items():
         with pytest.raises(ValueError, match=msg): load_weights(m, bad(o, tmp_path/'o.pth'))
     for nm in ('xresnet34','xresnet50','xresnext50','xse_resnet18','xresnet18_deep'):
