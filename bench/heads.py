@@ -1,15 +1,14 @@
 "Is it dilation that pays, or a skip? Heads on one body at several output strides: mIoU on scenes of digits and of photos, from random and from kept weights"
 import itertools, sys, numpy as np
 from functools import lru_cache
-from skimage import data as photos
-from sklearn.datasets import load_sample_images
+from skimage import data
 from fastai.vision.all import *
 from fastai_dilation.all import *
-from fastai_dilation.demo import name_digits, scene_dls
+from fastai_dilation.demo import name_digits, places, scene_dls
 from fastai_dilation.evaluate import peak_memory, time_in_turns
 from fastcore.script import call_parse
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
-from util import lite0
+from util import grid_diff, lite0, packaged_photos, with_weights
 
 heads = {'1x1 conv':dict(rates=()), 'DeepLabV3':dict(rates=(1,)), 'a skip':dict(rates=(),skip=4), 'DeepLabV3+':dict(rates=(1,),skip=4),
     'DeepLabV3+, plain convs':dict(rates=(1,),skip=4,separable=False)}
@@ -20,11 +19,9 @@ cuts = dict(astronaut=(20,400,40,420), cat=(0,300,40,340), cup=(5,385,70,450), t
 @lru_cache(None)
 def things():
     "Things cut from photos, and grey textures to paste them on"
-    china,flower = load_sample_images().images
-    motorcycle = np.array(PILImage.create(Path(photos.__file__).parent/'motorcycle_left.png'))
-    ims = [photos.astronaut(),photos.chelsea(),photos.coffee(),china,flower,motorcycle]
-    cut = [PILImage.create(im[t:b,l:r]) for im,(t,b,l,r) in zip(ims, cuts.values())]
-    return cut,[photos.grass(),photos.gravel(),photos.brick()]
+    ims = packaged_photos()
+    cut = [PILImage.create(ims[k][t:b,l:r]) for k,(t,b,l,r) in cuts.items()]
+    return cut,[data.grass(),data.gravel(),data.brick()]
 
 @lru_cache(4096)
 def photo_scene(i, n=8, sz=160):
@@ -32,18 +29,14 @@ def photo_scene(i, n=8, sz=160):
     rng,(cut,textures) = np.random.default_rng(i),things()
     def tint(im, least): return im*rng.uniform(least, 1, 3)
     y,x = rng.integers(0, 512-sz, 2)
-    img,mask,placed = tint(textures[rng.integers(3)][y:y+sz,x:x+sz,None], .3),np.zeros((sz,sz),'uint8'),[]
-    for _ in range(10*n):
-        s,c = rng.integers(20,45),rng.integers(len(cut))
-        top,left = rng.integers(0, sz-s, 2)
-        if len(placed)==n or any(max(abs(top+s/2-b), abs(left+s/2-a))<(s+t)/2 for b,a,t in placed): continue
+    img,mask = tint(textures[rng.integers(3)][y:y+sz,x:x+sz,None], .3),np.zeros((sz,sz),'uint8')
+    for top,left,s,c in places(rng, n, sz, (20,44), (0,len(cut))):
         thing = cut[c].rotate(rng.uniform(-30,30), resample=2).resize((s,s), 2)
         if rng.random()<.5: thing = thing.transpose(0)
         disc = np.hypot(*(np.mgrid[:s,:s]-(s-1)/2))<s/2
         at = (slice(top,top+s),slice(left,left+s))
         img[at] = np.where(disc[...,None], tint(np.asarray(thing),.6), img[at])
         mask[at] = np.where(disc, c+1, mask[at])
-        placed.append((top+s/2,left+s/2,s))
     return img.clip(0,255).astype('uint8'),mask
 
 def photo_dls(n, n_valid):
@@ -92,54 +85,56 @@ def costs(dls, models, n=4):
 
 def show(*cells): print('| '+' | '.join(map(str,cells))+' |', flush=True)
 
-def show_scores(title, cells, seeds, scores):
-    "A row of a table, and if `title` is given its first two lines"
-    names = [f'{k}, seed {s}' for k in scores[0] for s in seeds]
-    if title: show(*title, *names), show(*['---']*(len(title)+len(names)))
-    show(*cells, *[f'{o[k]:.2f}'.lstrip('0') for k in scores[0] for o in scores])
+def show_scores(cells, seeds, scores, header):
+    "A row of a table: `cells`, then each score of each seed; with its title, if it is the first"
+    names = [*cells, *[f'{k}, seed {s}' for k in scores[0] for s in seeds]]
+    if header: show(*names), show(*['---']*len(names))
+    show(*cells.values(), *[f'{o[k]:.2f}'.lstrip('0') for k in scores[0] for o in scores])
+
+def trained(learn, epochs, lr):
+    "The scores of `learn` after `epochs`"
+    with learn.no_logging(): learn.fit_one_cycle(epochs, lr)
+    return score(learn)
 
 def all_heads(dls, cases, seeds, epochs, lr, arch, same_seconds, bodies, freeze):
     "A row for each head and stride"
     secs,mem = costs(dls, [learner(dls, *o, 0, arch, freeze=freeze).model for o in cases])
-    title = ['head','output stride','steps','time of a step','memory']
-    for (head,T),t,m in zip(cases, secs, mem):
-        more,scores = max(1, round(max(secs)/t)) if same_seconds else 1,[]
-        for seed in seeds:
-            learn = learner(dls, head, T, seed, arch, bodies.get(seed), freeze)
-            with learn.no_logging(): learn.fit_one_cycle(epochs*more, lr)
-            scores.append(score(learn))
-        show_scores(title, [head, T, epochs*more*len(dls.train), f'{t/min(secs):.1f}', f'{m/min(mem):.1f}'], seeds, scores)
-        title = None
+    for i,((head,T),t,m) in enumerate(zip(cases, secs, mem)):
+        more = max(1, round(max(secs)/t)) if same_seconds else 1
+        scores = [trained(learner(dls, head, T, s, arch, bodies.get(s), freeze), epochs*more, lr) for s in seeds]
+        cells = {'head':head, 'output stride':T, 'steps':epochs*more*len(dls.train)}
+        cells |= {'time of a step':f'{t/min(secs):.1f}', 'memory':f'{m/min(mem):.1f}'}
+        show_scores(cells, seeds, scores, header=i==0)
 
 def beside_smp(dls, seeds, epochs, lr, n, T=16):
     "Our DeepLabV3+ on torchvision's resnet18 beside segmentation_models.pytorch's, the body with a classifier's weights"
     import segmentation_models_pytorch as smp
     from torchvision.models import resnet18
     def arch(n_out): return nn.Sequential(*create_body(resnet18(), cut=-2), nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(512,n_out))
-    def ours(): return create_deeplab_model(resnet18, 11, pretrained=False, output_stride=T, rates=(1,2,3), skip=4)
-    def theirs(): return smp.DeepLabV3Plus('resnet18', encoder_weights=None, encoder_output_stride=T, decoder_atrous_rates=(2,4,6), classes=11)
-    def load(m, weights):
-        body = m.encoder if hasattr(m,'encoder') else m[0]
-        tensors = {k:v for k,v in body.state_dict().items() if not k.startswith('fc.')}
-        body.load_state_dict(dict(zip(tensors, weights.values(), strict=True)), strict=False)
+    weights = {s:classifier(arch,n,s) for s in seeds}
+    def ours(seed):
+        m = create_deeplab_model(resnet18, 11, pretrained=False, output_stride=T, rates=(1,2,3), skip=4)
+        with_weights(m[0], weights[seed])
         return m
-    makers,weights = {'ours':ours, 'smp':theirs},{s:classifier(arch,n,s) for s in seeds}
-    models = [load(f(),weights[seeds[0]]) for f in makers.values()]
+    def theirs(seed):
+        m = smp.DeepLabV3Plus('resnet18', encoder_weights=None, encoder_output_stride=T, decoder_atrous_rates=(2,4,6), classes=11)
+        with_weights(m.encoder, weights[seed])
+        return m
+    def learner(new_model, seed):
+        set_seed(seed, reproducible=True)
+        return Learner(dls, new_model(seed), loss_func=loss(dls), metrics=JaccardCoeffMulti())
+    makers = {'ours':ours, 'smp':theirs}
+    a,b = models = [f(seeds[0]) for f in makers.values()]
     secs,mem = costs(dls, models)
-    x,title = dls.one_batch()[0].as_subclass(Tensor),['DeepLabV3+','error of the body','time of a step','memory']
+    x = dls.one_batch()[0].as_subclass(Tensor).double()
     with torch.no_grad():
-        a,b = [m.double().eval() for m in models]
-        native = set_output_stride(deepcopy(a[0]), 32, warn=False)(x.double())[0]
-        errs = [(f[...,::2,::2]-native).abs().max().item()/native.abs().max().item() for f in (a[0](x.double())[0],b.encoder(x.double())[-1])]
-    for (name,f),e,t,m in zip(makers.items(), errs, secs, mem):
-        scores = []
-        for seed in seeds:
-            set_seed(seed, reproducible=True)
-            learn = Learner(dls, load(f(),weights[seed]), loss_func=loss(dls), metrics=JaccardCoeffMulti())
-            with learn.no_logging(): learn.fit_one_cycle(epochs, lr)
-            scores.append(score(learn))
-        show_scores(title, [name, f'{e:.1g}', f'{t/secs[1]:.2f}', f'{m/mem[1]:.2f}'], seeds, scores)
-        title = None
+        for m in models: m.double().eval()
+        native = set_output_stride(deepcopy(a[0]), 32, warn=False)(x)[0]
+        errs = [grid_diff(f, native, T) for f in (a[0](x)[0],b.encoder(x)[-1])]
+    for i,((name,f),e,t,m) in enumerate(zip(makers.items(), errs, secs, mem)):
+        scores = [trained(learner(f,s), epochs, lr) for s in seeds]
+        cells = {'DeepLabV3+':name, 'error of the body':f'{e:.1g}', 'time of a step':f'{t/secs[1]:.2f}', 'memory':f'{m/mem[1]:.2f}'}
+        show_scores(cells, seeds, scores, header=i==0)
 
 @call_parse
 def main(

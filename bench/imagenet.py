@@ -6,7 +6,7 @@ from fastcore.script import call_parse
 from timm.data import ImageNetInfo, resolve_data_config
 from PIL.Image import Resampling
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
-from util import lite0
+from util import lite0, with_weights
 
 wnids = ImageNetInfo('imagenet-1k').label_names()   # n01440764, ...: the classes in the order of the network's answers
 
@@ -26,12 +26,12 @@ def photos(path, cfg, bs):
 
 def network(arch, weights, **kwargs):
     "timm's `arch` with ImageNet weights: those in the file `weights`, by name or in their order; a package's; or timm's own, fetched"
-    from_package = arch=='tf_efficientnet_lite0' and not weights
-    m = timm.create_model(arch, pretrained=not (weights or from_package), **kwargs)
-    if from_package: m.load_state_dict(lite0().state_dict())
+    if arch=='tf_efficientnet_lite0' and not weights: return lite0(**kwargs)
+    m = timm.create_model(arch, pretrained=not weights, **kwargs)
     if not weights: return m
-    sd,own = torch.load(weights, map_location='cpu', weights_only=True),m.state_dict()
-    m.load_state_dict(sd if sd.keys()==own.keys() else dict(zip(own, sd.values(), strict=True)))
+    sd = torch.load(weights, map_location='cpu', weights_only=True)
+    if sd.keys()!=m.state_dict().keys(): return with_weights(m, sd)
+    m.load_state_dict(sd)
     return m
 
 def report(model, dls, strides, n):

