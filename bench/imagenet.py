@@ -2,11 +2,12 @@
 import sys, timm
 from fastai.vision.all import *
 from fastai_dilation.all import *
+from fastai_dilation.demo import lite0
 from fastcore.script import call_parse
 from timm.data import ImageNetInfo, resolve_data_config
 from PIL.Image import Resampling
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
-from util import lite0, with_weights
+from util import with_weights
 
 wnids = ImageNetInfo('imagenet-1k').label_names()   # n01440764, ...: the classes in the order of the network's answers
 

