@@ -39,7 +39,7 @@ def _give_norms_weights(net):
 def check(
     net,           # a network; its output stride and the weights of its norms change
     output_stride, # of the last map
-): # lines of text
+): # text
     "What becomes of `net` at `output_stride`, and whether it is exact; raises what `set_output_stride` raises"
     _give_norms_weights(net)
     possible = output_strides(net)
@@ -50,10 +50,10 @@ def check(
     work = multiply_adds(set_output_stride(net,output_stride,warn=False), x)/native
     traded,apart,phased = [df.becomes.str.contains(o).sum() for o in ('->','taps','phases')]
     verdict = 'exact' if off<1e-4 else 'not exact'
-    return [f'{verdict}: on its native grid, the last map is off by {off:.0e} of its largest value',
-        f'strides traded: {traded}; layers with taps farther apart: {apart}; layers run by phases: {phased}',
-        f'multiply-adds at 224x224 pixels: {work:.1f} times the native ones',
-        f"output strides that it can have: {', '.join(map(str,possible))}"]
+    return f'''{verdict}: on its native grid, the last map is off by {off:.0e} of its largest value
+strides traded: {traded}; layers with taps farther apart: {apart}; layers run by phases: {phased}
+multiply-adds at 224x224 pixels: {work:.1f} times the native ones
+output strides that it can have: {', '.join(map(str,possible))}'''
 
 # %% ../nbs/11_check.ipynb #ck13
 @call_parse
@@ -66,7 +66,7 @@ def main(
     print(f'{name} at an output stride of {output_stride}')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        try: lines = check(_network(name), output_stride)
+        try: said = check(_network(name), output_stride)
         except CannotDilate as e: raise SystemExit(f'refused: {e}')
-    print('\n'.join(lines))
-    if not lines[0].startswith('exact'): raise SystemExit(1)
+    print(said)
+    if not said.startswith('exact'): raise SystemExit(1)

@@ -178,6 +178,7 @@ def _said_of_dilated(own, dilation, stride):
     traded = [f'stride {own} -> {stride}'] if own!=stride else []
     return ', '.join([*traded, f'taps {dilation} times as far apart'] if dilation>1 else traded)
 
+# %% ../nbs/09_evaluate.ipynb #ex09b3
 def _what_becomes(name, strides, plan, phased):
     "In words, what becomes of the layer `name`"
     whole = next((o for o in phased if is_inside(name,[o])), None)

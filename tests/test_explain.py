@@ -1,11 +1,11 @@
 "What `explain` says of a network is what `set_output_stride` does to it; and the command that says it of a network by name"
-import re, subprocess, sys, pytest, timm, torch
+import re, subprocess, sys, pytest, timm
 from fastai.vision.all import models, nn, xresnet18, xse_resnet18
 from fastai_dilation.all import CannotDilate, InexactWarning, explain, set_output_stride
 from fastai_dilation.layers import DilatedPool
 
-nets = {'xresnet18':xresnet18, 'xse_resnet18':xse_resnet18, 'tf_efficientnet_lite0':lambda: timm.create_model('tf_efficientnet_lite0'),
-    'densenet121':models.densenet121, 'convnext_atto':lambda: timm.create_model('convnext_atto')}
+nets = dict(xresnet18=xresnet18, xse_resnet18=xse_resnet18, densenet121=models.densenet121,
+    tf_efficientnet_lite0=lambda: timm.create_model('tf_efficientnet_lite0'), convnext_atto=lambda: timm.create_model('convnext_atto'))
 
 def largest(o): return max(o) if isinstance(o,tuple) else o
 def apart(m): return m.spacing if isinstance(m,DilatedPool) else largest(m.dilation) if isinstance(m,nn.modules.conv._ConvNd) else 1
@@ -32,8 +32,7 @@ def _around(name):
     parts = name.split('.')
     return ['.'.join(parts[:i]) for i in range(1, len(parts)+1)]
 
-def test_the_native_stride_changes_nothing():
-    assert set(explain(xresnet18(), 32).becomes)=={'as it is'}
+def test_the_native_stride_changes_nothing(): assert set(explain(xresnet18(), 32).becomes)=={'as it is'}
 
 def test_it_refuses_and_warns_as_the_change_does():
     net = timm.create_model('vit_tiny_patch16_224')
