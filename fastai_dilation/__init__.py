@@ -4,12 +4,13 @@
 from fastai.vision.all import *
 from fastai_dilation.all import *
 
-learn = vision_learner(dls, xresnet34, output_stride=8)     # and cnn_learner
-learn = unet_learner(dls, resnet34, output_stride=8)        # torchvision's pretrained encoder, dilated
-learn = deeplab_learner(dls, resnet50, output_stride=16)    # DeepLabV3; learn.set_output_stride(8) after training
-model = xresnet50_deeper(output_stride=16)                  # any xresnet, xse_resnet, xresnext, deep and deeper
-set_output_stride(model, 8)                                 # an existing model; its native stride, here 512, takes it back
+learn = vision_learner(dls, xresnet34, output_stride=8)      # and cnn_learner
+learn = deeplab_learner(dls, 'resnet50d', output_stride=16)  # timm's by name
+model = xresnet50_deeper(output_stride=16)                   # deep nets too
+set_output_stride(model, 8)                                  # one that exists
+maps = class_maps(model, x, 8)                               # what is where?
 ```
+
 
 `pretrained=True`, the learners' default, also works for `xresnet18`, `34`, `101`, `152` and `xresnext50`, with timm's ImageNet weights, which fit tensor by tensor (`pip install "fastai_dilation[timm]"`). `xresnet50` has fastai's own.
 
