@@ -12,7 +12,7 @@ python -m fastai_dilation resnet50d 8
 __all__ = ['check', 'main']
 
 # %% ../nbs/11_check.ipynb #ck04
-import warnings
+import importlib.util,warnings
 from fastai.vision.all import *
 from .all import *
 from .evaluate import multiply_adds
@@ -20,13 +20,13 @@ from fastcore.script import call_parse
 import fastai.vision.models.xresnet as xresnets, torchvision.models as torchvisions
 
 # %% ../nbs/11_check.ipynb #ck07
-def _network(name):
+def _by_name(name):
     "A network with random weights, of fastai's, timm's or torchvision's"
     if name.startswith(('xres','xse')) and name in xresnets.__all__: return getattr(xresnets,name)()
-    try: import timm
-    except ImportError: has_timm = False
-    else: has_timm = True
-    if has_timm and timm.is_model(name): return timm.create_model(name)
+    has_timm = importlib.util.find_spec('timm') is not None
+    if has_timm:
+        import timm
+        if timm.is_model(name): return timm.create_model(name)
     if name in torchvisions.list_models(torchvisions): return torchvisions.get_model(name, weights=None)
     hint = '' if has_timm else ' (timm is not installed)'
     raise SystemExit(f'{name} is the name of no network of fastai, timm or torchvision{hint}')
@@ -44,10 +44,10 @@ def check(
     _give_norms_weights(net)
     possible = output_strides(net)
     df = explain(net, output_stride)
-    off = grid_error(net.eval(), output_stride)
     x = torch.randn(1, 3, 224, 224)
     native = multiply_adds(net, x)
-    work = multiply_adds(set_output_stride(net,output_stride,warn=False), x)/native
+    set_output_stride(net.eval(), output_stride, warn=False)
+    work,off = multiply_adds(net,x)/native,grid_error(net, output_stride)
     traded,apart,phased = [df.becomes.str.contains(o).sum() for o in ('->','taps','phases')]
     verdict = 'exact' if off<1e-4 else 'not exact'
     return f'''{verdict}: on its native grid, the last map is off by {off:.0e} of its largest value
@@ -66,7 +66,7 @@ def main(
     print(f'{name} at an output stride of {output_stride}')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        try: said = check(_network(name), output_stride)
+        try: said = check(_by_name(name), output_stride)
         except CannotDilate as e: raise SystemExit(f'refused: {e}')
     print(said)
     if not said.startswith('exact'): raise SystemExit(1)

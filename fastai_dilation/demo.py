@@ -50,6 +50,14 @@ def _middle(photo):
 
 def _normalized(ims): return torch.stack([tensor(np.array(o)).permute(2,0,1)/127.5-1 for o in ims])
 
+# %% ../nbs/10_demo.ipynb #ph10e2
+def _panels(n_rows, n_cols): return plt.subplots(n_rows, n_cols, figsize=(2.2*n_cols,2.2*n_rows+.4), squeeze=False)
+
+def _save(fig, path):
+    for ax in fig.axes: ax.axis('off')
+    fig.tight_layout()
+    fig.savefig(path, dpi=80)
+
 # %% ../nbs/10_demo.ipynb #ph10g
 def draw_photos(
     ims,    # photos of 224 pixels
@@ -60,7 +68,7 @@ def draw_photos(
     "Photos, and maps over them"
     cols = {'native map, 7x7':F.interpolate(maps[32][None], (224,224))[0]}
     cols |= {f'output stride {T}':to_pixels(m, (224,224), T, offset=15.5) for T,m in maps.items()}
-    fig,axs = plt.subplots(len(ims), len(cols)+1, figsize=(2.2*len(cols)+2.2,2.2*len(ims)+.4), squeeze=False)
+    fig,axs = _panels(len(ims), len(cols)+1)
     for i,(im,title,row) in enumerate(zip(ims, titles, axs)):
         row[0].imshow(im)
         row[0].set_title(title, fontsize=10)
@@ -68,9 +76,7 @@ def draw_photos(
             ax.imshow(im.convert('L'), cmap='gray')
             ax.imshow(ms[i].clamp(min=0), cmap='inferno', alpha=.6, vmin=0, vmax=maps[32][i].max())
             if i==0: ax.set_title(name, fontsize=10)
-    for ax in axs.flat: ax.axis('off')
-    fig.tight_layout()
-    fig.savefig(path, dpi=80)
+    _save(fig, path)
 
 # %% ../nbs/10_demo.ipynb #ph10i
 @torch.no_grad()
@@ -80,21 +86,22 @@ def see(
 ): # a `DataFrame`
     "What a network with ImageNet weights says of photos, and where it sees it, at output strides of 32, 16 and 8"
     from timm.data import ImageNetInfo
-    ims,model,Ts = [_middle(o) for o in real_photos().values()],lite0(),(32,16,8)
+    model,ims,info = lite0(),[_middle(o) for o in real_photos().values()],ImageNetInfo('imagenet-1k')
     x = _normalized(ims)
-    nets = {T:set_output_stride(deepcopy(model),T) for T in Ts}
     firsts = model(x).argmax(1)
-    over_all = [(m(x).argmax(1)==firsts).float().mean().item() for m in nets.values()]
-    over_grid = [(pool_over(deepcopy(m),'grid')(x).argmax(1)==firsts).float().mean().item() for m in nets.values()]
-    passes = [partial(m,x) for m in nets.values()]
+    def same_answer(net): return (net(x).argmax(1)==firsts).float().mean().item()
+    nets = {T:set_output_stride(deepcopy(model),T) for T in (32,16,8)}
+    passes = [partial(net,x) for net in nets.values()]
     secs,mem = [np.median(o) for o in time_in_turns(passes,n)],[peak_memory(f) for f in passes]
     if path:
         shown = slice(0,3)
-        titles = [f"where is the {ImageNetInfo('imagenet-1k').index_to_description(c).split(',')[0]}?" for c in firsts[shown].tolist()]
-        maps = {T:torch.stack([m[c] for m,c in zip(class_maps(model,x[shown],T),firsts)]) for T in Ts}
+        titles = [f"where is the {info.index_to_description(c).split(',')[0]}?" for c in firsts[shown].tolist()]
+        maps = {T:torch.stack([m[c] for m,c in zip(class_maps(net,x[shown],T),firsts)]) for T,net in nets.items()}
         draw_photos(ims[shown], titles, maps, path)
-    cols = {'same answer, over the grid':over_grid, 'same answer, over all':over_all, 'time':np.array(secs)/secs[0], 'memory':np.array(mem)/mem[0]}
-    return pd.DataFrame(cols, Ts).rename_axis('output stride')
+    cols = {'same answer, over the grid':[same_answer(pool_over(deepcopy(net),'grid')) for net in nets.values()]}
+    cols |= {'same answer, over all':[same_answer(net) for net in nets.values()]}
+    cols |= {'time':np.array(secs)/secs[0], 'memory':np.array(mem)/mem[0]}
+    return pd.DataFrame(cols, nets).rename_axis('output stride')
 
 # %% ../nbs/10_demo.ipynb #pl21a
 def places(
@@ -178,7 +185,7 @@ def draw_where(
     path,  # PNG to write
 ):
     "Scenes, and where a classifier sees one of their digits"
-    fig,axs = plt.subplots(len(items), len(maps)+1, figsize=(2.2*len(maps)+2.2,2.2*len(items)+.4), squeeze=False)
+    fig,axs = _panels(len(items), len(maps)+1)
     for i,row,*ms in zip(items, axs, *maps.values()):
         img,_,boxes = scene(i, **_few)
         c = boxes[0][-1]
@@ -187,9 +194,7 @@ def draw_where(
         for ax,m,T in zip(row[1:], ms, maps):
             ax.imshow(to_pixels(m[c],(128,128),T,offset=15.5).clamp(min=0), cmap='inferno', alpha=.6)
             if i==items[0]: ax.set_title(f'output stride {T}', fontsize=10)
-    for ax in axs.flat: ax.axis('off')
-    fig.tight_layout()
-    fig.savefig(path, dpi=80)
+    _save(fig, path)
 
 # %% ../nbs/10_demo.ipynb #lo06b
 def localise(
@@ -258,13 +263,11 @@ def draw_masks(
     cols = {'input':[scene(i)[0] for i in items], 'target':[scene(i)[1] for i in items]}
     for name,l in learners.items():
         with l.no_bar(): cols[name] = l.get_preds(dl=l.dls.test_dl(items))[0].argmax(1)
-    fig,axs = plt.subplots(len(items), len(cols), figsize=(2.2*len(cols),2.2*len(items)+.4), squeeze=False)
+    fig,axs = _panels(len(items), len(cols))
     for (title,ims),axc in zip(cols.items(), axs.T):
         axc[0].set_title(title, fontsize=10)
         for ax,im in zip(axc, ims): ax.imshow(im, **(dict(cmap='gray') if title=='input' else _colors))
-    for ax in axs.flat: ax.axis('off')
-    fig.tight_layout()
-    fig.savefig(path, dpi=80)
+    _save(fig, path)
 
 # %% ../nbs/10_demo.ipynb #ma06b
 def _folder(out):
@@ -313,7 +316,8 @@ def main(
     pd.concat(parts, names=['task']).round(3).to_csv(out/'figures.csv')
     for k,o in parts.items(): print(f'\n{k}\n{o.round(2).to_string()}')
     plain,fine,skip = [seg.loc[o] for o in learners]
-    print(f"\nWith the same weights, output stride 4 points at {where['pointing game'][4]:.0%} of the digits and 32 at {where['pointing game'][32]:.0%}. "
+    hit = where['pointing game']
+    print(f"\nWith the same weights, output stride 4 points at {hit[4]:.0%} of the digits and 32 at {hit[32]:.0%}. "
         f"After the same steps, 8 names {fine['digits named']:.0%} of them and 32 {plain['digits named']:.0%}, in "
         f"{fine['training s']/plain['training s']:.1f} times the time and {fine['training MB']/plain['training MB']:.1f} times the memory; "
         f"a skip at 32 names {skip['digits named']:.0%}.\nPictures and figures: {out.resolve()}")

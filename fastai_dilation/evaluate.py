@@ -168,22 +168,23 @@ def _layer_name(m):
     ks = getattr(m, 'kernel_size', None)
     return f"{type(m).__name__} {'x'.join(map(str,as_tuple(ks,2)))}" if ks else type(m).__name__
 
-def _said_of_phased(p):
-    "In words, what the phases `p` do to a module"
-    traded = [f'stride {p.stride} -> {p.kept}'] if p.stride!=p.kept else []
-    return ', '.join([*traded, f"by {'x'.join([str(p.n)]*len(p.dims))} phases"] if p.n>1 else [*traded])
-
-def _said_of_dilated(own, dilation, stride):
-    "In words, what becomes of a layer of stride `own`"
-    traded = [f'stride {own} -> {stride}'] if own!=stride else []
-    return ', '.join([*traded, f'taps {dilation} times as far apart'] if dilation>1 else traded)
+def _in_words(own, stride, how):
+    "A stride that is traded, and `how` else a layer changes"
+    traded = f'stride {own} -> {stride}' if own!=stride else ''
+    return ', '.join(filter(None, (traded,how))) or 'as it is'
 
 # %% ../nbs/09_evaluate.ipynb #ex09b3
+def _phases_in_words(p):
+    sides = 'x'.join([str(p.n)]*len(p.dims))
+    return _in_words(p.stride, p.kept, f'by {sides} phases' if p.n>1 else '')
+
 def _what_becomes(name, strides, plan, phased):
     "In words, what becomes of the layer `name`"
     whole = next((o for o in phased if is_inside(name,[o])), None)
-    if whole is not None: return _said_of_phased(phased[whole]) + (f', with `{whole}`' if whole!=name else '')
-    return _said_of_dilated(strides.own[name], *plan[name]) if name in plan else 'as it is'
+    if whole is not None: return _phases_in_words(phased[whole]) + (f', with `{whole}`' if whole!=name else '')
+    if name not in plan: return 'as it is'
+    dilation,stride = plan[name]
+    return _in_words(strides.own[name], stride, f'taps {dilation} times as far apart' if dilation>1 else '')
 
 def explain(
     model,         # a network; it is left as it was
@@ -199,9 +200,10 @@ def explain(
     finally: snapshot.put_back()
     plan = make_plan(strides, output_stride)
     def pixels(ss): return ', '.join(map(str,ss))
-    rows = {n:dict(layer=_layer_name(net.get_submodule(n)), reads=pixels(strides.reads(n)), makes=pixels(strides.makes(n)),
-        becomes=_what_becomes(n,strides,plan,phased)) for n in strides.calls if n in strides.own or n in phased}
-    return pd.DataFrame(rows).T.rename_axis('name')
+    def row(name):
+        return dict(layer=_layer_name(net.get_submodule(name)), reads=pixels(strides.reads(name)), makes=pixels(strides.makes(name)),
+            becomes=_what_becomes(name, strides, plan, phased))
+    return pd.DataFrame({n:row(n) for n in strides.calls if n in strides.own or n in phased}).T.rename_axis('name')
 
 # %% ../nbs/09_evaluate.ipynb #cm09b
 def _head_pool(net, x):
