@@ -1,6 +1,6 @@
 """The demo: a network with ImageNet weights on photos, and small ones on handwritten digits, at output strides from 32 to 4
 
-`fastai-dilation-demo` shows in about four minutes on two cores what a smaller output stride is good for, and what is not gained by it:
+`fastai-dilation-demo` shows in about nine minutes on two cores what a smaller output stride is good for, and what is not gained by it:
 
 1. *What is in a photo, and where?* A network with ImageNet weights says so at 32, 16 and 8, on eight photos that come with packages. Nothing is trained.
 2. *Where is the digit?* A classifier learns, at its native output stride of 32, which of scikit-learn's handwritten digits are in a scene. Then the same weights are asked where they are, at 32, 16, 8 and 4.
