@@ -44,7 +44,9 @@ def apply(net, plan, phased):
     "Dilate the layers of `plan`, and run those of `phased` by phases, with one split for neighbours"
     for name,(dilation,stride) in plan.items():
         m = net.get_submodule(name)
-        if not is_inside(name, phased): change(m, **kind_of(m).settings(m, dilation, stride))
+        if is_inside(name, phased): continue
+        change(m, **kind_of(m).settings(m, dilation, stride))
+        if dilation>1 and is_plain_depthwise(m): let_run_by_phases(m, dilation)
     for name,p in phased.items(): run_by_phases(net.get_submodule(name), p)
     for name in {parent(o) for o in phased}-{''}:
         m = net.get_submodule(name)
