@@ -75,8 +75,7 @@ def test_a_conv_that_is_strided_grouped_or_shrinks_its_map_is_let_be():
     assert is_plain_depthwise(nn.Conv2d(4, 4, 3, **plain)) and is_plain_depthwise(nn.Conv2d(4, 4, 3, padding='same', groups=4))
 
 @pytest.fixture(scope='module')
-def net():
-    return set_output_stride(alive(tvm.mobilenet_v2(width_mult=.35)).double(), 8)
+def net(): return set_output_stride(alive(tvm.mobilenet_v2(width_mult=.35)).double(), 8)
 
 def convs_of(net): return [m for m in net.modules() if isinstance(m,DepthwiseConv)]
 
