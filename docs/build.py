@@ -36,7 +36,7 @@ def page(path):
 
 def contents(proc):
     "Pages of the site, by heading"
-    tutorials = [o for o in ('real_weights','localise','segment','detect','inpaint','levels','gridding') if (proc/'tutorials'/f'{o}.ipynb').exists()]
+    tutorials = [o for o in ('real_weights','localise','segment','detect','inpaint','levels','tiles','gridding') if (proc/'tutorials'/f'{o}.ipynb').exists()]
     return dict(Tutorials=[f'tutorials/{o}' for o in tutorials], Library=sorted(o.stem for o in proc.glob('*.ipynb') if o.stem!='index'),
         Reference=['networks','peers','deploy','CONTRIBUTING'])
 
