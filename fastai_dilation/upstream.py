@@ -84,17 +84,13 @@ def _edited(src, change):
     return src
 
 # %% ../nbs/90_upstream.ipynb #bc61b801
-max_pool = Change('01_layers', 'def MaxPool(',
-    edits={
-        'MaxPool{ndim}d")(ks, stride=stride, padding=padding)':
-        'MaxPool{ndim}d")(ks, stride=stride, padding=padding, ceil_mode=ceil_mode)'},
+_call = 'MaxPool{ndim}d")(ks, stride=stride, padding=padding'
+max_pool = Change('01_layers', 'def MaxPool(', edits={_call+')':_call+', ceil_mode=ceil_mode)'},
     test='test_eq(MaxPool(2, ceil_mode=True)(torch.randn(1,1,7,7)).shape, [1,1,4,4])')
 
 # %% ../nbs/90_upstream.ipynb #ec61b801
 conv_layer = Change('01_layers', 'class ConvLayer(nn.Sequential)',
-    edits={
-        'padding = ((ks-1)//2 if not':
-        "padding = (np.multiply((ks-1)//2, kwargs.get('dilation',1)).tolist() if not"},
+    edits={'padding = ((ks-1)//2 if not':"padding = (np.multiply((ks-1)//2, kwargs.get('dilation',1)).tolist() if not"},
     text='With a `dilation`, the default `padding` is as many times larger, so the map keeps its size.',
     test='for d in (3,(1,2)): test_eq(ConvLayer(16, 32, 5, dilation=d)(torch.randn(2,16,8,8)).shape, [2,32,8,8])')
 
@@ -143,7 +139,7 @@ raise NotImplementedError('Only an `AvgPool` shortcut can be dilated')
         if first!=dilation: idpath.insert((1,0)[pool_first], DilatedAvgPool(dilation//first, first))
 '''},
     text="Here is a block whose stride 2 was traded for dilation, on a map of dilation 2. "
-        "At every 4th position it has the strided block's outputs.",
+    "At every 4th position it has the strided block's outputs.",
     test='''
 x,tst = torch.randn(2, 8, 21, 30),ResBlock(1, 8, 16, stride=2).eval()
 nn.init.ones_(tst.convpath[1][1].weight) # otherwise the convs do not count
@@ -183,7 +179,7 @@ dict(dilation=dilation, first_dilation=dilation if i else first_dilation)
         'ndim=self.ndim, ks=self.ks, **kwargs)':
         'ndim=self.ndim, ks=self.ks, **dils(i), **kwargs)'},
     text='With an `output_stride`, later strides are traded for dilation. '
-        'Every `32//output_stride`th position of the map has the values of the native one:',
+    'Every `32//output_stride`th position of the map has the values of the native one:',
     test='''
 x,args = torch.randn(1, 3, 97, 75),(ResBlock, 1, [2,2,2,2])
 def feats(m): return nn.Sequential(*list(m)[:-4]).eval()(x)
@@ -309,6 +305,7 @@ def _new_cells(change):
     for o in cells: o['id'] = hashlib.md5(o.source.encode()).hexdigest()[:8]
     return cells
 
+# %% ../nbs/90_upstream.ipynb #549a7de9
 def _module_of(nb):
     "The module that the notebook `nb` exports to"
     directive = first(o.source for o in nb.cells if 'default_exp' in o.source)
@@ -332,6 +329,7 @@ def _run(*args, cwd):
     if res.returncode: raise SystemExit(f'{" ".join(map(str,args[:3]))} failed in {cwd}:\n{res.stderr or res.stdout}')
     return res.stdout
 
+# %% ../nbs/90_upstream.ipynb #d2f25590
 def _nb_path(tree, change): return tree/'nbs'/f'{change.nb}.ipynb'
 
 def _export(tree, mods):
@@ -396,8 +394,8 @@ def main(
 ):
     "Write the pull request into fastai as patches for `git am`"
     out = Path(out).absolute()
-    if out.exists() or not out.parent.is_dir():
-        raise SystemExit(f'--out has to be a new folder in one that exists, not {out}')
+    is_new = out.parent.is_dir() and not out.exists()
+    if not is_new: raise SystemExit(f'--out has to be a new folder in one that exists, not {out}')
     root = _check(repo)
     with tempfile.TemporaryDirectory(dir=out.parent) as tmp:   # beside `out`, so that it is there in one step
         with _worktree(root, Path(tmp)/'fastai') as tree:
