@@ -152,7 +152,8 @@ def errors(name, T):
     rows = []
     for dtype in (torch.float64,torch.float32):
         x = torch.randn(2, 3, 97, 129, dtype=dtype, device=device)
-        with settings('float32', False), torch.no_grad(): maps = {k:deepcopy(m).eval().to(dtype)(x) for k,m in ms.items()}
+        def of(m): return deepcopy(m).eval().to(dtype)(x)
+        with settings('float32', False), torch.no_grad(): maps = {k:of(m) for k,m in ms.items()}
         native = maps.pop('native')
         errs = {k:grid_diff(y, native, T) for k,y in maps.items()}
         finite = native.isfinite().all().item()

@@ -50,8 +50,10 @@ def test_pool_small_map():
         x = torch.randn(1,2,*sz)
         assert DilatedPool(AvgPool(2,ceil_mode=True), 64)(x).equal(x)
 
-refused = [(nn.AvgPool2d(2,divisor_override=3),'does not divide'), (nn.AvgPool2d(3,1,1,count_include_pad=False),'does not divide'), (nn.MaxPool2d(2,return_indices=True),'indices'),
-    (nn.MaxPool2d(2,(2,1)),'every axis'), (nn.LPPool2d(2,2),'LPPool2d.*nothing is known'), (nn.AdaptiveAvgPool2d(1),'nothing is known')]
+refused = [(nn.AvgPool2d(2,divisor_override=3),'does not divide')]
+refused += [(nn.AvgPool2d(3,1,1,count_include_pad=False),'does not divide')]
+refused += [(nn.MaxPool2d(2,return_indices=True),'indices'), (nn.MaxPool2d(2,(2,1)),'every axis')]
+refused += [(nn.LPPool2d(2,2),'LPPool2d.*nothing is known'), (nn.AdaptiveAvgPool2d(1),'nothing is known')]
 @pytest.mark.parametrize('pool,why', refused, ids=str)
 def test_pool_refused(pool, why):
     with pytest.raises(ValueError, match=why): DilatedPool(pool, 2)
@@ -100,9 +102,10 @@ def test_conv_padding_wins():
     assert ConvLayer(2, 3, 3, 2, None, None, 1, dilation=2)(torch.randn(2,2,9)).shape[-1]==5
     assert ConvLayer(2, 3, 2, stride=2, transpose=True)(torch.randn(1,2,9,9)).shape[-1]==18
 
+block_kws = [dict(), dict(expansion=4), dict(ni=8,nf=8), dict(pool=MaxPool), dict(ks=5,pool_first=False)]
 @pytest.mark.parametrize('ndim', (1,2,3))
 @pytest.mark.parametrize('first,d', [(1,2),(2,4),(1,3),(2,2),(4,4)])
-@pytest.mark.parametrize('kw', [dict(), dict(expansion=4), dict(ni=8,nf=8), dict(pool=MaxPool), dict(ks=5,pool_first=False)])
+@pytest.mark.parametrize('kw', block_kws)
 def test_resblock(ndim, first, d, kw):
     "On the native grid a dilated block is the strided block"
     kw,s = {**dict(expansion=1,ni=8,nf=16,ndim=ndim),**kw},d//first
@@ -123,6 +126,8 @@ def test_resblock_1x1_undilated():
     assert [o.dilation for o in convs if o.kernel_size==(1,1)]==[(1,1)]*2
     assert [o.dilation for o in convs if o.kernel_size==(3,3)]==[(4,4)]
 
-@pytest.mark.parametrize('kw', [dict(stride=2,dilation=2), dict(dilation=3,first_dilation=2), dict(dilation=0), dict(dilation=2,first_dilation=0)])
+wrong_kws = [dict(stride=2,dilation=2), dict(dilation=3,first_dilation=2), dict(dilation=0)]
+wrong_kws += [dict(dilation=2,first_dilation=0)]
+@pytest.mark.parametrize('kw', wrong_kws)
 def test_resblock_errors(kw):
     with pytest.raises(ValueError, match='dilation'): ResBlock(1, 8, 8, **kw)

@@ -4,10 +4,12 @@ from pathlib import Path
 import pytest, torch
 from torch import nn
 from torchvision.models import resnet18
-from fastai.vision.all import Normalize, NormType, accuracy, create_body, model_meta, xresnet18, xresnet18_deep, xresnet50
-from fastai_dilation.all import cnn_learner, create_unet_model, create_vision_model, get_output_stride, unet_learner, vision_learner
+from fastai.vision.all import Normalize, NormType, accuracy, create_body, model_meta
+from fastai.vision.all import xresnet18, xresnet18_deep, xresnet50
+from fastai_dilation.all import cnn_learner, unet_learner, vision_learner
+from fastai_dilation.all import create_unet_model, create_vision_model, get_output_stride
 from seg_data import class_dls, make_files, seg_dls
-from util import close, randomize, same, tensors
+from util import close, program_file, randomize, same, tensors
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory): return make_files(tmp_path_factory.mktemp('data'))
@@ -49,7 +51,8 @@ def test_pretrained(hub, path, cdls, sdls, arch, f):
 
 def cut(m): return nn.Sequential(*list(m.children())[:-4])
 head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512,2))
-@pytest.mark.parametrize('kw', [dict(n_in=1), dict(n_in=4), dict(cut=-4), dict(cut=cut), dict(ps=.1), dict(custom_head=head)], ids=lambda o: '-'.join(o))
+vision_kws = [dict(n_in=1), dict(n_in=4), dict(cut=-4), dict(cut=cut), dict(ps=.1), dict(custom_head=head)]
+@pytest.mark.parametrize('kw', vision_kws, ids=lambda o: '-'.join(o))
 def test_vision_model_options(kw):
     "Same random numbers, same parameters, with every option"
     torch.manual_seed(0)
@@ -69,7 +72,8 @@ def test_unet_strides(arch, T):
     assert y.shape==(2,3,*sz) and get_output_stride(m)==T
     y.mean().backward()
 
-unet_kws = [dict(self_attention=True), dict(blur=True), dict(last_cross=False), dict(n_in=1), dict(y_range=(0,1)), dict(norm_type=NormType.Weight)]
+unet_kws = [dict(self_attention=True), dict(blur=True), dict(last_cross=False), dict(n_in=1), dict(y_range=(0,1))]
+unet_kws += [dict(norm_type=NormType.Weight)]
 @pytest.mark.parametrize('kw', unet_kws, ids=lambda o: '-'.join(o))
 def test_unet_options(kw):
     m = create_unet_model(xresnet18, 2, (64,64), pretrained=False, output_stride=8, **kw)
@@ -95,7 +99,8 @@ def test_signatures():
 
 def test_save_load(path, cdls):
     "A file that was saved at one output stride loads at another, and training goes on"
-    a,b = (vision_learner(cdls, xresnet18, pretrained=False, output_stride=o, path=path, metrics=accuracy) for o in (32,8))
+    kw = dict(pretrained=False, path=path, metrics=accuracy)
+    a,b = [vision_learner(cdls, xresnet18, output_stride=o, **kw) for o in (32,8)]
     with a.no_bar(), a.no_logging(): a.fit(1)
     a.save('a')
     b.load('a')
@@ -120,9 +125,9 @@ def test_export(path, cdls, sdls, f):
     learn.export('e.pkl')
     item = dls.valid.items[0]
     with learn.no_bar(): want = learn.predict(item)[-1]
-    code = f"import torch\nfrom fastai.vision.all import *\nl = load_learner(r'{path}/e.pkl')\nwith l.no_bar(): torch.save(l.predict(Path(r'{item}'))[-1], r'{path}/p.pt')\nprint(l.output_stride)"
     env = {**os.environ, 'PYTHONPATH':os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    res = subprocess.run([sys.executable,'-W','ignore','-c',code], env=env, capture_output=True, text=True)
+    args = [sys.executable,'-W','ignore',program_file('predict'),path/'e.pkl',item,path/'p.pt']
+    res = subprocess.run(args, env=env, capture_output=True, text=True)
     assert res.returncode==0, res.stderr
     assert res.stdout.split()[-1]=='8'
     close(torch.load(path/'p.pt', weights_only=False).as_subclass(torch.Tensor), want.as_subclass(torch.Tensor))

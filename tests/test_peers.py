@@ -1,4 +1,4 @@
-"The front page's table of peers, cell by cell: what timm, torchvision and segmentation_models.pytorch do with the same weights"
+"The table of peers, cell by cell: what timm, torchvision and segmentation_models.pytorch do with the same weights"
 import pytest, timm, torch, torchvision
 from copy import deepcopy
 from fastai.vision.all import create_body
@@ -24,7 +24,8 @@ def test_plain_resnet():
     "Exact here, in timm and in torchvision"
     theirs,ours = of_timm('resnet34')
     assert max(*theirs,*ours)<1e-5
-    assert list(timm.create_model('resnet34',output_stride=8).state_dict())==list(timm.create_model('resnet34').state_dict())
+    dilated,native = timm.create_model('resnet34', output_stride=8),timm.create_model('resnet34')
+    assert list(dilated.state_dict())==list(native.state_dict())
     native = randomize(torchvision.models.resnet50())
     x,d = xs[1],torchvision.models.resnet50(replace_stride_with_dilation=[False,True,True])
     assert off(create_body(d,cut=-2), create_body(deepcopy(native),cut=-2), x)<1e-5 and grid_error(native,8,x)<1e-5
