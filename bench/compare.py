@@ -71,6 +71,7 @@ def images(sz, n=2):
     return F.interpolate(torch.cat(res)[:n], (sz,sz)).contiguous(memory_format=fmt)
 
 def step(m, x):
+    "A training step, without an optimizer"
     m(x).mean().backward()
     m.zero_grad()
 

@@ -186,6 +186,7 @@ def time_net(name, T, fmt, precision, calls, bs, sz, secs):
     return rows
 
 def compared(ts, us):
+    "Times of `us` over timm's and over the native network's"
     res = {}
     res['over timm'],res['spread'] = ratio(ts[us], ts['timm'])
     if us=='ours': res['over native'] = ratio(ts[us], ts['native'])[0]
@@ -265,6 +266,7 @@ def wide(df, index, columns, value):
 def spread(df): return f'spread {df.spread.median():.2f}, {df.spread.max():.2f} at most'
 
 def show_convs(df):
+    "The tables of single convs"
     at = ['kind','spacing','memory']
     for (side,benchmark,call),o in df.groupby(['side','benchmark','call'], sort=False):
         both = o['by phases'].map('{:.2f}'.format)+' / '+o['between the copies'].map('{:.2f}'.format)
@@ -276,6 +278,7 @@ def show_convs(df):
     print('\nLargest difference of the two: '+', '.join(f'{k} {v:.1g}' for k,v in worst.items()))
 
 def show_nets(df):
+    "The tables of networks"
     df = df.assign(ms=df['ours ms'].fillna(df['native ms']), MB=df['ours MB'].fillna(df['native MB']))
     df = df.assign(more=df.MB/df['timm MB'])
     titles = {'over timm':f'Time of ours, over timm ({spread(df)})', 'over native':'Time of ours, over native',

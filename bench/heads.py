@@ -12,6 +12,7 @@ heads = {'1x1 conv':dict(rates=()), 'DeepLabV3':dict(rates=(1,)), 'a skip':dict(
     'DeepLabV3+':dict(rates=(1,),skip=4), 'DeepLabV3+, plain convs':dict(rates=(1,),skip=4,separable=False)}
 
 def net(widen):
+    "An `xresnet18` of this width, as learners want it"
     def arch(pretrained=False, n_out=10): return xresnet18(n_out=n_out, widen=widen)
     return arch
 

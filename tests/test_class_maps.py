@@ -43,6 +43,7 @@ def test_any_head():
     with torch.no_grad(): close(maps[...,i,j], m[1](features[...,i:i+1,j:j+1]), 1e-12)
 
 def test_learner(tmp_path):
+    "A learner is asked as its model is, at 8 if nothing else is said"
     dls = class_dls(make_files(tmp_path))
     learn = Learner(dls, xresnet.xresnet18(n_out=10, widen=.25), loss_func=CrossEntropyLossFlat())
     x = dls.one_batch()[0]

@@ -30,6 +30,7 @@ def test_to_pixels_drawn(data):
 
 @pytest.mark.parametrize('sides', [(64,96), (57,83), (1,130)])
 def test_to_pixels_is_interpolate(sides):
+    "Where an image has room for the whole map, values are those of `F.interpolate`"
     x = torch.randn(2, 3, 5, 9)
     for T in (8,16,32):
         y = F.interpolate(x, scale_factor=T, mode='bilinear')[...,:sides[0],:sides[1]]
@@ -44,10 +45,12 @@ def test_to_pixels_half(dtype, tol):
     close(y.float(), to_pixels(x, (4100,60), 32), tol)
 
 def test_to_pixels_gradient():
+    "By finite differences"
     x = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda o: to_pixels(o, (17,20), 8, 5.5), x)
 
 def test_to_pixels_compiled():
+    "One graph for maps of all sizes"
     f = torch.compile(to_pixels, fullgraph=True, dynamic=True)
     for szs in ((3,4),(5,2)):
         x = torch.randn(1, 2, *szs)
@@ -83,6 +86,7 @@ def test_other_native_stride():
     assert rates_of(create_deeplab_model(deep, 3, pretrained=False, rates=(4,8)))==[8,16]
 
 def warned(f, *args, **kwargs):
+    "What `f` returns, and its warnings of the head's largest rate and of strides"
     with warnings.catch_warnings(record=True) as ws:
         warnings.simplefilter('always', UserWarning)
         res = f(*args, **kwargs)
@@ -152,6 +156,7 @@ def test_batch_of_one(sz):
 
 @pytest.mark.slow
 def test_compile_export_onnx(tmp_path):
+    "In one graph, with free sides, and as ONNX"
     m = randomize(create_deeplab_model(small, 3, pretrained=False, output_stride=8, rates=(1,2)))
     says_the_same_compiled_and_exported(m, tmp_path)
 

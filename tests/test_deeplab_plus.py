@@ -120,5 +120,6 @@ def test_freeze(dls):
 @pytest.mark.slow
 @pytest.mark.parametrize('arch', [small, 'efficientnet_lite0'], ids=name_of)
 def test_compile_export_onnx(arch, tmp_path):
+    "In one graph, with free sides, and as ONNX"
     m = randomize(create_deeplab_model(arch, 3, output_stride=8, **one_rate))
     says_the_same_compiled_and_exported(m, tmp_path)

@@ -38,6 +38,7 @@ def test_answers(name):
     assert same(m, ts)
 
 def test_inside():
+    "The mean of all positions up to the last native one; natively of all"
     m,x = randomize(xresnet.xresnet18()),torch.randn(1,3,160,96)
     with torch.no_grad():
         fs = nn.Sequential(*list(set_output_stride(m,8).children())[:-4])(x)
@@ -45,6 +46,7 @@ def test_inside():
         assert pool_over(set_output_stride(m,32),'inside')(x).equal(pool_over(m,'all')(x))
 
 def test_refusals():
+    "Nets whose head has no adaptive pool are refused; the pools of a U-Net's gates are no head's"
     for m in (tvm.densenet121(), nn.Conv2d(3,3,3)):
         with pytest.raises(ValueError, match='no adaptive pool'): pool_over(m)
     m = create_unet_model(xresnet.xse_resnet18, 2, (64,64), pretrained=False, output_stride=8)
@@ -69,6 +71,7 @@ def test_multiply_adds_unet():
     assert [o.training for o in m.modules()]==modes and same(m, ts)
 
 def test_peak_memory(capfd):
+    "Counts what lives at the same time, and prints nothing"
     assert peak_memory(lambda: torch.zeros(2**20) + torch.zeros(2**20))==12*2**20
     assert capfd.readouterr()==('','')
 
@@ -136,6 +139,7 @@ def test_other_tasks(loss, metric, y):
     assert df.grid_error.max()<1e-5 and math.isnan(df.agreement[1])==(not isinstance(loss, BCEWithLogitsLossFlat))
 
 def test_unet_refused(path):
+    "A U-Net cannot change its stride, so it has no report, with gradients or without"
     learn = unet_learner(seg_dls(path), xresnet.xresnet18, pretrained=False)
     for f in (noop, lambda o: o.mean().backward()):
         f(learn.model(learn.dls.one_batch()[0]))

@@ -36,15 +36,18 @@ class Call(nn.Module):
     def forward(self, x): return self.f(x, *self.mods)
 
 def attend(x):
+    "Self-attention over all positions"
     q = x.flatten(2)
     return ((q.transpose(1,2)@q).softmax(-1)@q.transpose(1,2)).transpose(1,2).view(x.shape)
 def windows(x):
+    "Attention within windows of 2x2"
     B,C,H,W = x.shape
     w = x.view(B,C,H//2,2,W//2,2).permute(0,2,4,3,5,1).reshape(-1,4,C)
     w = (w@w.transpose(1,2)).softmax(-1)@w
     return w.view(B,H//2,W//2,2,2,C).permute(0,5,1,3,2,4).reshape(B,C,H,W)
 def sdpa(x): return F.scaled_dot_product_attention(*[x.flatten(2).transpose(1,2)]*3).transpose(1,2).reshape(x.shape)
 def resized(x):
+    "Adds a map that was made small and resized"
     made = torch.ones(1,8,3,3,device=x.device,dtype=x.dtype).cumsum(3)
     return x+F.interpolate(made, x.shape[2:], mode='bilinear')
 around = dict(mean=lambda x: x*x.mean((2,3),keepdim=True).sigmoid(), pool=lambda x: x*F.adaptive_avg_pool2d(x,1))
@@ -108,6 +111,7 @@ def test_strides():
     with pytest.raises(ValueError, match='tokens'): set_output_stride(timm.create_model('twins_pcpvt_small'), 8)
 
 def test_unet_asks_for_what_it_has():
+    "Its own stride is never refused, another one is"
     m = create_unet_model(xresnet.xresnet18, 2, (64,64), pretrained=False, output_stride=8)
     assert set_output_stride(m, 8) is m
     with pytest.raises(ValueError, match='anew'): set_output_stride(m, 16)
@@ -161,6 +165,7 @@ def test_timm_by_name(dls):
     with pytest.raises(ValueError, match='but on 224x224'): vision_learner(dls, 'vit_tiny_patch16_224', **kw)
 
 def test_grid_error_leaves_the_net():
+    "The net is as it was; at its native stride it is not off"
     m = xresnet.xse_resnet18(output_stride=16).train()
     ts,modes = tensors(m),[o.training for o in m.modules()]
     assert grid_error(randomize(deepcopy(m)).double(), 8)<1e-9 and grid_error(m, 32)==0

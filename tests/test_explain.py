@@ -17,6 +17,7 @@ def apart(m):
 @pytest.mark.parametrize('T', [16,8])
 @pytest.mark.parametrize('name', nets)
 def test_it_is_what_happens(name, T):
+    "Strides, taps and phases in the table are those of the changed network; the table changes nothing"
     net = nets[name]()
     before = [*net.state_dict()],str(net)
     df = explain(net, T)
@@ -37,6 +38,7 @@ def test_it_is_what_happens(name, T):
 def test_the_native_stride_changes_nothing(): assert set(explain(xresnet18(), 32).becomes)=={'as it is'}
 
 def test_it_refuses_and_warns_as_the_change_does():
+    "A transformer of one size, and a network that resizes its map"
     net = timm.create_model('vit_tiny_patch16_224')
     with pytest.raises(CannotDilate, match='does not run on all sizes'): explain(net, 8)
     class Resizes(nn.Module):

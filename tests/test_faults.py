@@ -176,6 +176,7 @@ class Three(nn.Module):
     def forward(self, a, b): return self.c(torch.cat([a,b],1))
 
 def test_a_refusal_asks_for_a_sample():
+    "Where a network reads three images"
     with pytest.raises(CannotDilate, match='`x=`'): set_output_stride(Three(), 1)
 
 def test_a_compiled_model_is_changed_inside():

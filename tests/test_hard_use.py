@@ -76,6 +76,7 @@ pools = [(AvgPool(2,ceil_mode=True),1), (AvgPool(2,ceil_mode=True),3), (AvgPool(
 pools += [(AvgPool(2,ndim=1,ceil_mode=True),2)]
 @pytest.mark.parametrize('pool,d', pools, ids=str)
 def test_gradcheck(pool, d):
+    "Gradients of dilated pools, in one dimension and two"
     x = torch.randn(1,2,*[9]*(1 if isinstance(pool,nn.AvgPool1d) else 2), dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(DilatedPool(pool,d), x)
 

@@ -66,6 +66,7 @@ def test_vision_model_options(kw):
 @pytest.mark.parametrize('arch', [xresnet18, xresnet18_deep, resnet18])
 @pytest.mark.parametrize('T', [32,16,8,4,2,1])
 def test_unet_strides(arch, T):
+    "A U-Net at each stride makes masks of the image's size, and trains"
     sz = (64,96) if T>4 else (32,48)
     m = create_unet_model(arch, 3, sz, pretrained=False, output_stride=T)
     y = m(torch.randn(2,3,*sz))
@@ -76,10 +77,12 @@ unet_kws = [dict(self_attention=True), dict(blur=True), dict(last_cross=False), 
 unet_kws += [dict(norm_type=NormType.Weight)]
 @pytest.mark.parametrize('kw', unet_kws, ids=lambda o: '-'.join(o))
 def test_unet_options(kw):
+    "With each option of fastai's U-Net"
     m = create_unet_model(xresnet18, 2, (64,64), pretrained=False, output_stride=8, **kw)
     assert m(torch.randn(2,kw.get('n_in',3),64,64)).shape==(2,2,64,64)
 
 def test_unet_refuses(sdls):
+    "A U-Net cannot change its stride, and is as it was"
     learn = unet_learner(sdls, xresnet18, pretrained=False, output_stride=8)
     ts = tensors(learn.model)
     with pytest.raises(ValueError, match='Build the net anew'): learn.set_output_stride(16)
@@ -87,11 +90,13 @@ def test_unet_refuses(sdls):
 
 @pytest.mark.parametrize('f', [vision_learner, unet_learner])
 def test_bad_stride(path, f):
+    "A stride that cannot be had is refused with those that can"
     dls = seg_dls(path) if f is unet_learner else class_dls(path)
     for T,err in ((12,ValueError),('8',TypeError),(True,TypeError)):
         with pytest.raises(err, match=r'\[1, 2, 4, 8, 16, 32\]'): f(dls, xresnet18, pretrained=False, output_stride=T)
 
 def test_signatures():
+    "All learners and model functions show the argument, beside fastai's own"
     for f in (vision_learner, cnn_learner, unet_learner, create_vision_model, create_unet_model):
         ps = inspect.signature(f).parameters
         assert ps['output_stride'].default is None and len(ps)>2
@@ -112,6 +117,7 @@ def test_save_load(path, cdls):
         assert a.set_output_stride(8).validate()==b.validate()
 
 def test_summary_and_results(cdls, sdls):
+    "fastai's summary and pictures work"
     for f,dls in ((vision_learner,cdls), (unet_learner,sdls)):
         learn = f(dls, xresnet18, pretrained=False, output_stride=8)
         assert '8 x 8' in learn.summary()

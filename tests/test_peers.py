@@ -10,6 +10,7 @@ def off(theirs, native, x, T=8):
     with torch.no_grad(): return grid_diff(forward(with_weights(theirs,native).eval(), x), forward(native.eval(), x), T)
 
 def forward(m, x):
+    "The last map of `m`"
     if hasattr(m,'forward_features'): return m.forward_features(x)
     y = m(x)
     return y[-1] if isinstance(y,list) else y
@@ -17,6 +18,7 @@ def forward(m, x):
 xs = [torch.randn(2,3,*sz) for sz in ((128,160),(97,131))]
 
 def of_timm(name):
+    "How far timm's and ours are off, at two sizes of image"
     native = alive(timm.create_model(name))
     return [off(timm.create_model(name,output_stride=8), native, x) for x in xs],[grid_error(native,8,x) for x in xs]
 
@@ -37,6 +39,7 @@ def test_shortcut_with_a_pool():
         assert max(ours)<1e-5 and .03<min(theirs)<=max(theirs)<.4, theirs
 
 def test_convnext():
+    "Exact here, off in timm"
     theirs,ours = of_timm('convnext_atto')
     assert max(ours)<1e-5 and .1<min(theirs)<=max(theirs)<.5, theirs
 

@@ -109,6 +109,7 @@ def test_a_net_comes_back_bit_for_bit(name):
 # Copies and files
 
 def saved_and_loaded(m, path):
+    "By `torch.save`"
     torch.save(m, path/'m.pt')
     return torch.load(path/'m.pt', weights_only=False)
 copies = dict(deepcopy=lambda m,path: copy.deepcopy(m), pickle=lambda m,path: pickle.loads(pickle.dumps(m)),
@@ -147,6 +148,7 @@ def test_a_traced_net_says_the_same(name):
 # Compilers and exporters
 
 def compiled(m, backend):
+    "In one graph, or an error"
     torch._dynamo.reset()
     return torch.compile(m, fullgraph=True, backend=backend)
 
@@ -239,6 +241,7 @@ def run_python(*args):
     return subprocess.Popen([sys.executable,*map(str,args)], env=env, stderr=subprocess.PIPE, text=True)
 
 def wait_for(process):
+    "Until `process` ends well"
     _,said = process.communicate(timeout=300)
     assert process.returncode==0, said[-3000:]
 

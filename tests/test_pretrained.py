@@ -108,6 +108,7 @@ def test_head(t18):
     assert net('xresnet18', weights=str(path/'t.pth'), n_out=10)[11].weight.shape==(10,512)
 
 def bad(o, f):
+    "Put `o` into the file `f`"
     torch.save(o, f)
     return f
 
@@ -168,6 +169,7 @@ def test_misfits(t18, tmp_path):
     assert same(m, ts)
 
 def test_without_head(t18, tmp_path):
+    "A file without a head fills the body"
     path,t = t18
     m = net('xresnet18', weights=bad({k:v for k,v in t.state_dict().items() if 'fc' not in k}, tmp_path/'o.pth'))
     assert m[4][0].convpath[0][0].weight.equal(t.layer1[0].conv1.weight)
@@ -249,6 +251,7 @@ def test_learners(hub, tmp_path, f):
 
 @pytest.mark.parametrize('n_in', [1,2,4])
 def test_n_in(t18, n_in):
+    "Images with other numbers of channels: fastai fits the first conv's weights to them"
     path,t = t18
     w = create_vision_model(xresnet.xresnet18, 3, weights=path/'t.pth', n_in=n_in)[0][0][0].weight
     theirs = t.conv1[0].weight

@@ -18,6 +18,7 @@ def tmp(tmp_path_factory): return tmp_path_factory.mktemp('upstream')
 def checkout(tmp): return reconstruct(tmp/'checkout')
 @pytest.fixture(scope='module')
 def patches(checkout, tmp):
+    "The files that the command writes"
     main(repo=checkout, out=tmp/'patches')
     return sorted((tmp/'patches').iterdir())
 
@@ -130,6 +131,7 @@ def test_refusals(checkout, second, tmp):
     assert 'dilation=1, first_dilation=None, pool_first=True, dilation=1' in patch.read_text()
 
 def test_no_git(checkout, tmp, monkeypatch):
+    "Without git: an error in words"
     monkeypatch.setenv('PATH', str(tmp/'no'))
     with pytest.raises(SystemExit, match='git: No such file'): main(repo=checkout, out=tmp/'none')
 
@@ -153,6 +155,7 @@ def test_later(first, tmp):
     assert [o.name[:4] for o in (tmp/'later').iterdir()]==['0002']
 
 def test_command(checkout, patches, tmp):
+    "The installed command makes the same patches, and its errors are no tracebacks"
     exe = Path(sys.executable).with_name('fastai-dilation-pr')
     if not exe.exists(): pytest.skip('the package is not installed')
     res = subprocess.run([exe, '--repo', checkout, '--out', 'cli'], cwd=tmp, capture_output=True, text=True)
@@ -195,7 +198,9 @@ def exactness():
     worst = max(worst, check(8., 32, xs, stem_szs=(8,8,64), act_cls=nn.SiLU))
     print(f'{worst:.1e}')
 
-def test_exactness(first): print(run(first, exactness))
+def test_exactness(first):
+    "`exactness`, without this package"
+    print(run(first, exactness))
 
 def fingerprint():
     "A hash of all networks as they are built by default, of what they say, and of the random numbers they leave"
@@ -269,7 +274,9 @@ def hard_use():
     ep,x2 = torch.export.export(m, (x,), dynamic_shapes=({2:32*h,3:32*w},)).module(),torch.randn(2,3,96,64)
     close(ep(x), y), close(ep(x2), m(x2))
 
-def test_hard_use(first): run(first, hard_use)
+def test_hard_use(first):
+    "`hard_use`, without this package"
+    run(first, hard_use)
 
 def errors():
     "What cannot be is refused in words"
@@ -292,7 +299,9 @@ def errors():
     def broken(output_stride, pretrained): raise TypeError('broken')
     with expect_fail(TypeError) as e: create_vision_model(broken, 5, pretrained=False, output_stride=8)
 
-def test_errors(first): run(first, errors)
+def test_errors(first):
+    "`errors`, without this package"
+    run(first, errors)
 
 def learners():
     "All learners take it, show it, and train"
@@ -312,7 +321,9 @@ def learners():
         test_eq(body(torch.randn(1,3,64,64)).shape, [1,512,8,8])
         if f is not cnn_learner: assert 'output_stride' in inspect.signature(f).parameters
 
-def test_learners(first): run(first, learners)
+def test_learners(first):
+    "`learners`, without this package"
+    run(first, learners)
 
 def weights():
     "A file with names of 2019: all of it is loaded, or it is an error"
@@ -339,4 +350,6 @@ def weights():
     for f in (xresnet18,xresnet34):
         with expect_fail(ValueError, 'Only xresnet50 has weights: use `pretrained=False`'): f(pretrained=True)
 
-def test_weights(second): run(second, weights)
+def test_weights(second):
+    "`weights`, without this package"
+    run(second, weights)

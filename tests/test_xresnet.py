@@ -180,6 +180,7 @@ def test_back_again(name):
         assert same(other, tensors(m))
 
 def test_training_flag_survives():
+    "A change back does not bring the mode of before"
     m = set_output_stride(xresnet.xresnet18().train(), 8).eval()
     assert not any(o.training for o in set_output_stride(m,32).modules())
 
