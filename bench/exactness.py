@@ -1,4 +1,4 @@
-"The invariant over all of fastai's XResNets, output strides and image sizes: largest error on the native grid, by network"
+"The invariant over all of fastai's XResNets, output strides and image sizes: largest error on the native grid"
 import math, re, sys, torch
 from pathlib import Path
 from fastai_dilation.all import *
@@ -19,9 +19,10 @@ def main(
     quick:bool=False, # only images up to 97x75
     only:str='',      # only networks whose name fits this expression
 ):
-    """Print the largest error of each network, over all its output strides and five image sizes; and what a rounding error of its input does
+    """Print the largest error of each network, over all its output strides and five image sizes
 
-    Random gates (`xse_*`) are ill-conditioned, even where norms fit their features. `tests/test_xresnet.py` has these networks in double precision."""
+    The last column is what a rounding error of the input does. Random gates (`xse_*`) are ill-conditioned, even
+    where norms fit their features. `tests/test_xresnet.py` has these networks in double precision."""
     szs = [(30,31),(64,64),(81,81),(97,75)] + [(224,224)]*(not quick)
     n,worst = 0,(0,)
     print('| network | cases | largest error | at | image | input rounded |\n|---|---|---|---|---|---|')
@@ -35,5 +36,6 @@ def main(
         errs = [(grid_error(body, T, x),name,T,tuple(x.shape[2:])) for T in strides for x in xs]
         n,worst = n+len(errs),max(worst,*errs)
         err,_,T,sz = max(errs)
-        print(f'| {name} | {len(errs)} | {err:.1e} | {T} | {sz[0]}x{sz[1]} | {max(rounded(body,x) for x in xs):.1e} |', flush=True)
+        inevitable = max(rounded(body,x) for x in xs)
+        print(f'| {name} | {len(errs)} | {err:.1e} | {T} | {sz[0]}x{sz[1]} | {inevitable:.1e} |', flush=True)
     print(f'{n} cases, worst {worst}')

@@ -152,7 +152,8 @@ def errors(name, T):
     rows = []
     for dtype in (torch.float64,torch.float32):
         x = torch.randn(2, 3, 97, 129, dtype=dtype, device=device)
-        with settings('float32', False), torch.no_grad(): maps = {k:deepcopy(m).eval().to(dtype)(x) for k,m in ms.items()}
+        def of(m): return deepcopy(m).eval().to(dtype)(x)
+        with settings('float32', False), torch.no_grad(): maps = {k:of(m) for k,m in ms.items()}
         native = maps.pop('native')
         errs = {k:grid_diff(y, native, T) for k,y in maps.items()}
         finite = native.isfinite().all().item()
@@ -185,6 +186,7 @@ def time_net(name, T, fmt, precision, calls, bs, sz, secs):
     return rows
 
 def compared(ts, us):
+    "Times of `us` over timm's and over the native network's"
     res = {}
     res['over timm'],res['spread'] = ratio(ts[us], ts['timm'])
     if us=='ours': res['over native'] = ratio(ts[us], ts['native'])[0]
@@ -264,6 +266,7 @@ def wide(df, index, columns, value):
 def spread(df): return f'spread {df.spread.median():.2f}, {df.spread.max():.2f} at most'
 
 def show_convs(df):
+    "The tables of single convs"
     at = ['kind','spacing','memory']
     for (side,benchmark,call),o in df.groupby(['side','benchmark','call'], sort=False):
         both = o['by phases'].map('{:.2f}'.format)+' / '+o['between the copies'].map('{:.2f}'.format)
@@ -275,6 +278,7 @@ def show_convs(df):
     print('\nLargest difference of the two: '+', '.join(f'{k} {v:.1g}' for k,v in worst.items()))
 
 def show_nets(df):
+    "The tables of networks"
     df = df.assign(ms=df['ours ms'].fillna(df['native ms']), MB=df['ours MB'].fillna(df['native MB']))
     df = df.assign(more=df.MB/df['timm MB'])
     titles = {'over timm':f'Time of ours, over timm ({spread(df)})', 'over native':'Time of ours, over native',

@@ -1,4 +1,4 @@
-"Is it dilation that pays, or a skip? Heads on one body at several output strides: mIoU on scenes of digits, from random and from kept weights"
+"Is it dilation that pays, or a skip? Heads on one body at several output strides: mIoU on scenes of digits"
 import itertools, sys, numpy as np
 from fastai.vision.all import *
 from fastai_dilation.all import *
@@ -8,10 +8,11 @@ from fastcore.script import call_parse
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
 from util import grid_diff, with_weights
 
-heads = {'1x1 conv':dict(rates=()), 'DeepLabV3':dict(rates=(1,)), 'a skip':dict(rates=(),skip=4), 'DeepLabV3+':dict(rates=(1,),skip=4),
-    'DeepLabV3+, plain convs':dict(rates=(1,),skip=4,separable=False)}
+heads = {'1x1 conv':dict(rates=()), 'DeepLabV3':dict(rates=(1,)), 'a skip':dict(rates=(),skip=4),
+    'DeepLabV3+':dict(rates=(1,),skip=4), 'DeepLabV3+, plain convs':dict(rates=(1,),skip=4,separable=False)}
 
 def net(widen):
+    "An `xresnet18` of this width, as learners want it"
     def arch(pretrained=False, n_out=10): return xresnet18(n_out=n_out, widen=widen)
     return arch
 
@@ -20,7 +21,8 @@ loss = CrossEntropyLossFlat(axis=1, weight=tensor([.3]+[1.]*10))
 def classifier(arch, n, seed):
     "The body of `arch`, trained at 32 to say which of ten digits are in a scene of three larger ones"
     set_seed(seed, reproducible=True)
-    learn = Learner(scene_dls(n, 100, masks=False, bs=16), arch(n_out=10), loss_func=BCEWithLogitsLossFlat(), metrics=accuracy_multi)
+    dls = scene_dls(n, 100, masks=False, bs=16)
+    learn = Learner(dls, arch(n_out=10), loss_func=BCEWithLogitsLossFlat(), metrics=accuracy_multi)
     with learn.no_logging(): learn.fit_one_cycle(1, 5e-3)
     return create_body(learn.model).state_dict()
 
@@ -28,8 +30,8 @@ def learner(dls, head, T, seed, arch, weights=None, freeze=False):
     "`head` on a body of `arch` with `weights`, if any; `freeze` keeps the body as it is, its norms' statistics too"
     set_seed(seed, reproducible=True)
     kw = dict(train_bn=False, cbs=BnFreeze) if freeze else {}
-    learn = deeplab_learner(dls, arch, pretrained=False, normalize=False, output_stride=T, loss_func=loss, metrics=JaccardCoeffMulti(),
-        **heads[head], **kw)
+    learn = deeplab_learner(dls, arch, pretrained=False, normalize=False, output_stride=T, loss_func=loss,
+        metrics=JaccardCoeffMulti(), **heads[head], **kw)
     if weights: learn.model[0].load_state_dict(weights)
     if freeze: learn.freeze()
     return learn
@@ -39,7 +41,8 @@ def score(learn):
     gather,jaccard = GatherPredsCallback(),learn.metrics[0]
     miou = learn.validate(cbs=gather)[1]
     one = 2 # class 0 is paper
-    return {'mIoU':miou, 'IoU of the 1':jaccard.inter[one]/jaccard.union[one], 'named':name_digits(gather.preds.argmax(1), learn.dls.valid.items)}
+    named = name_digits(gather.preds.argmax(1), learn.dls.valid.items)
+    return {'mIoU':miou, 'IoU of the 1':jaccard.inter[one]/jaccard.union[one], 'named':named}
 
 def step(model, x, y): loss(model(x), y).backward()
 
@@ -72,17 +75,20 @@ def all_heads(dls, cases, seeds, epochs, lr, arch, same_seconds, bodies, freeze)
         show_scores(cells, seeds, scores, header=i==0)
 
 def beside_smp(dls, seeds, epochs, lr, n, T=16):
-    "Our DeepLabV3+ on torchvision's resnet18 beside segmentation_models.pytorch's, the body with a classifier's weights"
+    "Our DeepLabV3+ on torchvision's resnet18 beside segmentation_models.pytorch's, with a classifier's weights"
     import segmentation_models_pytorch as smp
     from torchvision.models import resnet18
-    def arch(n_out): return nn.Sequential(*create_body(resnet18(), cut=-2), nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(512,n_out))
+    def arch(n_out):
+        head = nn.AdaptiveAvgPool2d(1),Flatten(),nn.Linear(512,n_out)
+        return nn.Sequential(*create_body(resnet18(), cut=-2), *head)
     weights = {s:classifier(arch,n,s) for s in seeds}
     def ours(seed):
         m = create_deeplab_model(resnet18, 11, pretrained=False, output_stride=T, rates=(1,2,3), skip=4)
         with_weights(m[0], weights[seed])
         return m
     def theirs(seed):
-        m = smp.DeepLabV3Plus('resnet18', encoder_weights=None, encoder_output_stride=T, decoder_atrous_rates=(2,4,6), classes=11)
+        m = smp.DeepLabV3Plus('resnet18', encoder_weights=None, encoder_output_stride=T, classes=11,
+            decoder_atrous_rates=(2,4,6))
         with_weights(m.encoder, weights[seed])
         return m
     def learner(new_model, seed):
@@ -98,7 +104,8 @@ def beside_smp(dls, seeds, epochs, lr, n, T=16):
         errs = [grid_diff(f, native, T) for f in (a[0](x)[0],b.encoder(x)[-1])]
     for i,((name,f),e,t,m) in enumerate(zip(makers.items(), errs, secs, mem)):
         scores = [trained(learner(f,s), epochs, lr) for s in seeds]
-        cells = {'DeepLabV3+':name, 'error of the body':f'{e:.1g}', 'time of a step':f'{t/secs[1]:.2f}', 'memory':f'{m/mem[1]:.2f}'}
+        cells = {'DeepLabV3+':name, 'error of the body':f'{e:.1g}'}
+        cells |= {'time of a step':f'{t/secs[1]:.2f}', 'memory':f'{m/mem[1]:.2f}'}
         show_scores(cells, seeds, scores, header=i==0)
 
 @call_parse

@@ -1,4 +1,4 @@
-"What an output stride does to the smallest two networks of each family of timm and torchvision; writes docs/networks.md"
+"What an output stride does to the smallest networks of each family of timm and torchvision; writes docs/networks.md"
 import json, re, signal, sys, timm, torch, traceback, warnings
 import torchvision.models as tvm
 from pathlib import Path
@@ -23,8 +23,9 @@ crash: any other error, which is a bug""".split('\n'))
 bugs,tol = ['silent','crash'],1e-9
 # native sides are odd in the first image, and even in the second; what does not run on those has its own size
 sides = (65,129),(64,128)
-popular = '''resnet50 resnet50d seresnet50 ecaresnet26t resnext50_32x4d resnetblur18 resnetrs50 convnext_tiny densenet121 efficientnet_b0 efficientnet_lite0
-tf_efficientnet_b0 tf_efficientnetv2_b0 tf_efficientnet_lite0 tf_mobilenetv3_small_100 tf_mixnet_s mobilenetv2_100 mobilenetv3_large_100 mobilenetv4_conv_small
+popular = '''resnet50 resnet50d seresnet50 ecaresnet26t resnext50_32x4d resnetblur18 resnetrs50 convnext_tiny
+densenet121 efficientnet_b0 efficientnet_lite0 tf_efficientnet_b0 tf_efficientnetv2_b0 tf_efficientnet_lite0
+tf_mobilenetv3_small_100 tf_mixnet_s mobilenetv2_100 mobilenetv3_large_100 mobilenetv4_conv_small
 mobilenetv4_hybrid_medium regnety_008'''.split()
 
 def build(lib, name): return timm.create_model(name) if lib=='timm' else tvm.get_model(name)
@@ -32,7 +33,9 @@ def build(lib, name): return timm.create_model(name) if lib=='timm' else tvm.get
 def families():
     "Names of networks, by library and module"
     res = {('timm',o):timm.list_models(module=o) for o in timm.list_modules()}
-    for o in tvm.list_models(module=tvm): res.setdefault(('torchvision', tvm.get_model_builder(o).__module__.split('.')[-1]), []).append(o)
+    for o in tvm.list_models(module=tvm):
+        module = tvm.get_model_builder(o).__module__.split('.')[-1]
+        res.setdefault(('torchvision',module), []).append(o)
     return res
 
 def millions(lib, name):
@@ -43,13 +46,16 @@ def millions(lib, name):
     return sum(p.numel() for p in m.parameters())/1e6
 
 def smallest(fams, n=2):
-    "The `n` networks of each family with the fewest parameters, and how many millions they have, which is kept for the next time"
+    "The `n` networks of each family with the fewest parameters, and their millions, which are kept for the next time"
     cache = xdg_cache_home()/'fastai_dilation_zoo.json'
     szs = json.loads(cache.read_text()) if cache.exists() else {}
-    for lib,o in progress_bar([(lib,o) for (lib,_),names in fams.items() for o in names if f'{lib} {o}' not in szs], leave=False):
-        szs[f'{lib} {o}'] = millions(lib, o)
+    new = [(lib,o) for (lib,_),names in fams.items() for o in names if f'{lib} {o}' not in szs]
+    for lib,o in progress_bar(new, leave=False): szs[f'{lib} {o}'] = millions(lib, o)
     cache.mk_write(json.dumps(szs))
-    return [(*fam,o,szs[f'{fam[0]} {o}']) for fam,names in fams.items() for o in sorted(names, key=lambda o: szs[f'{fam[0]} {o}'])[:n]]
+    def of_family(lib, module, names):
+        sized = sorted([(szs[f'{lib} {o}'],i,o) for i,o in enumerate(names)])
+        return [(lib,module,o,sz) for sz,_,o in sized[:n]]
+    return [o for fam,names in fams.items() for o in of_family(*fam,names)]
 
 def inputs(m):
     "Images that `m` runs on: one with odd and one with even native sides, if it does"
@@ -83,7 +89,8 @@ def check(lib, fam, name, sz):
     if why := fails(m, inputs(m)[0]): return (),'not run',None,why
     try: possible = output_strides(m)[:-1]
     except CannotDilate as e: return (),'refused',None,str(e)
-    Ts = [T for T in (16,8) if T in possible] or [T for T in possible if 4<=T<8] or [8] # below 4 a map takes too much memory
+    # below 4 a map takes too much memory
+    Ts = [T for T in (16,8) if T in possible] or [T for T in possible if 4<=T<8] or [8]
     res = [at(m, T) for T in Ts]
     verdict,_,reason = max(res, key=lambda o: list(verdicts).index(o[0]))
     return Ts,verdict,res[-1][1],reason
@@ -110,8 +117,9 @@ def clause(s):
 def table(rows):
     "`rows` as Markdown, without columns that are empty"
     cols = {'network':[f'`{o.name}`' for o in rows], 'from':[f'{o.lib} {o.fam}' for o in rows],
-        'output strides':[', '.join(map(str,o.strides)) for o in rows],
-        'error at the last':['' if o.error is None else f'{o.error:.1g}' for o in rows], 'reason':[clause(o.reason) for o in rows]}
+        'output strides':[', '.join(map(str,o.strides)) for o in rows]}
+    cols['error at the last'] = ['' if o.error is None else f'{o.error:.1g}' for o in rows]
+    cols['reason'] = [clause(o.reason) for o in rows]
     cols = {k:v for k,v in cols.items() if any(v)}
     return '\n'.join(f"| {' | '.join(o)} |" for o in [cols, ['---']*len(cols), *zip(*cols.values())])
 
@@ -121,13 +129,19 @@ def page(rows):
     counts = '\n'.join(f'| {k} | {len(found[k])} | {v} |' for k,v in verdicts.items())
     return f"""# Which networks
 
-What `set_output_stride` does to the smallest two networks of each module of timm, and of torchvision's classifiers, and to some of timm's best-known
-ones. Each was asked for the output strides 16 and 8, where it has them, and its last map, on the native grid, was compared with the native one. The
-error is the largest difference, as a part of the largest value. Weights are random, and none is near 0, which would hide a difference. There are two
-images, in double precision: one of 65x129 pixels, of which the native maps have odd sides, and one of 64x128, of which they have even ones.
+What `set_output_stride` does to the smallest two networks of each module of timm, and of torchvision's classifiers, \
+and to some of timm's best-known
+ones. Each was asked for the output strides 16 and 8, where it has them, and its last map, on the native grid, was \
+compared with the native one. The
+error is the largest difference, as a part of the largest value. Weights are random, and none is near 0, which would \
+hide a difference. There are two
+images, in double precision: one of 65x129 pixels, of which the native maps have odd sides, and one of 64x128, of \
+which they have even ones.
 
-An *exact* network can change its stride at any time, before training or after. One that is *warned* of works, but is no longer the function that
-was trained: train on at the new stride. One that is *refused* stays as it was. Any other network can be asked: `set_output_stride` says what it
+An *exact* network can change its stride at any time, before training or after. One that is *warned* of works, but \
+is no longer the function that
+was trained: train on at the new stride. One that is *refused* stays as it was. Any other network can be asked: \
+`set_output_stride` says what it
 cannot do, and `grid_error` how far a network is off.
 
 | verdict | networks | meaning |
@@ -142,7 +156,7 @@ def main(
     only:str='',                # only networks whose library, module and name fit this expression, and no page
     n_workers:int=2,            # processes
 ):
-    "Ask the smallest two networks of each family, and the popular ones, for smaller output strides; fails if one is off in silence, or dies"
+    "Ask the smallest networks of each family, and the popular ones, for finer strides; fails if one is off in silence"
     warnings.simplefilter('ignore')
     named = [('timm','popular',o,millions('timm',o)) for o in popular]
     nets = [o for o in (*smallest(families()),*named) if re.search(only, ' '.join(o[:3]))][::10 if quick else 1]

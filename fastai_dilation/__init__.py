@@ -17,7 +17,7 @@ maps = class_maps(model, x, 8)                               # what is where?
 Modules:
 
 - `fastai_dilation.deeplab`: A learner whose dilation rates follow the output stride, and a resizing that keeps each value at its pixel
-- `fastai_dilation.demo`: The demo: a network with ImageNet weights on photos, and small ones on handwritten digits, at output strides from 32 to 4
+- `fastai_dilation.demo`: The demo: ImageNet weights on photos, and small networks on handwritten digits, at output strides from 32 to 4
 - `fastai_dilation.evaluate`: Accuracy, time, memory, and where the accuracy goes
 - `fastai_dilation.layers`: Pools with a distance between their taps, and what has to be known of each kind of layer to trade its stride for dilation
 - `fastai_dilation.learner`: `output_stride` in fastai's learners: classification, segmentation, and timm networks by name

@@ -33,6 +33,7 @@ def _by_name(name):
 
 # %% ../nbs/11_check.ipynb #ck10
 def _give_norms_weights(net):
+    "Batch norms with weights other than 0"
     for o in net.modules():
         if isinstance(o, nn.modules.batchnorm._BatchNorm) and o.affine: nn.init.uniform_(o.weight, .5, 1)
 

@@ -1,6 +1,7 @@
 """fastai's XResNets with timm's ResNet-D weights, checked tensor by tensor
 
-A dilated encoder is of little use without pretrained weights, and fastai has them for `xresnet50` alone. But an XResNet is what timm calls a ResNet-D, and timm publishes weights for those. This notebook loads them:
+A dilated encoder is of little use without pretrained weights, and fastai has them for `xresnet50` alone.
+But an XResNet is what timm calls a ResNet-D, and timm publishes weights for those. This notebook loads them:
 
 ```python
 learn = vision_learner(dls, xresnet34, output_stride=8)                     # pretrained=True, as ever
@@ -20,23 +21,27 @@ from fastai.vision.all import *
 from fastai.vision import learner
 from fastai.vision.learner import _default_meta,_timm_norm
 from fastai.vision.models import xresnet
-from functools import reduce
 from torch.hub import load_state_dict_from_url
 
 # %% ../nbs/05_pretrained.ipynb #1207c2de
-_published = dict(xresnet18='resnet18d.ra2_in1k', xresnet34='resnet34d.ra2_in1k', xresnet101='resnet101d.ra2_in1k', xresnet152='resnet152d.ra2_in1k',
-    xresnext50='resnext50d_32x4d.bt_in1k', xresnet50='https://s3.amazonaws.com/fast-ai-modelzoo/xrn50_940.pth')
+_published = dict(xresnet18='resnet18d.ra2_in1k', xresnet34='resnet34d.ra2_in1k',
+    xresnet101='resnet101d.ra2_in1k', xresnet152='resnet152d.ra2_in1k', xresnext50='resnext50d_32x4d.bt_in1k',
+    xresnet50='https://s3.amazonaws.com/fast-ai-modelzoo/xrn50_940.pth')
 
 # %% ../nbs/05_pretrained.ipynb #d605686e
 def _stem(o): return f'{int(o[1])//3}.{int(o[1])%3}.'
+def _stage(o): return f'{int(o[1])+3}.'
+
+# %% ../nbs/05_pretrained.ipynb #d605686f
 def _conv_or_norm(o): return f".convpath.{int(o[2])-1}.{int(o[1]=='bn')}."
+def _shortcut(o): return f'.idconv.{int(o[1])-1}.'
 
 _names = [                                         # applied one after the other:
     (r'^conv1\.(\d)\.',        _stem),             # conv1.3.weight               -> 1.0.weight
     (r'^bn1\.',                '2.1.'),            # bn1.weight                   -> 2.1.weight
-    (r'^layer(\d)\.',          lambda o: f'{int(o[1])+3}.'),          # layer2.0.conv1.weight -> 5.0.conv1.weight
+    (r'^layer(\d)\.',          _stage),            # layer2.0.conv1.weight        -> 5.0.conv1.weight
     (r'\.(conv|bn)(\d)\.',     _conv_or_norm),     # 5.0.bn1.weight               -> 5.0.convpath.0.1.weight
-    (r'\.downsample\.(\d)\.',  lambda o: f'.idconv.{int(o[1])-1}.'), # 5.0.downsample.1.weight -> 5.0.idconv.0.weight
+    (r'\.downsample\.(\d)\.',  _shortcut),         # 5.0.downsample.1.weight      -> 5.0.idconv.0.weight
     (r'\.convs\.',             '.convpath.'),      # 5.0.convs.0.0.weight (2019)  -> 5.0.convpath.0.0.weight
     (r'^4(\..*\.)idconv\.',    r'4\1idpath.0.'),   # the first stage has no pool in its shortcut
     (r'\.idconv\.',            '.idpath.1.'),      # 5.0.idconv.0.weight          -> 5.0.idpath.1.0.weight
@@ -44,7 +49,8 @@ _names = [                                         # applied one after the other
 
 def _name(k):
     "Today's fastai name of a tensor that timm, or fastai in 2019, calls `k`"
-    return reduce(lambda k,o: re.sub(*o,k), _names, k)
+    for old,new in _names: k = re.sub(old, new, k)
+    return k
 
 # %% ../nbs/05_pretrained.ipynb #0c5a0c39
 def _is_arch(weights): return re.match('xresne|xse_', weights)
@@ -64,25 +70,29 @@ def _unwrapped(sd, what):
     return sd
 
 # %% ../nbs/05_pretrained.ipynb #1c379600
-_what = '`weights` is the path of a .safetensors or .pth file, the tag of a timm network, or the name of an xresnet'
+_possible = '`weights` is the path of a .safetensors or .pth file, the tag of a timm network, or the name of an xresnet'
 
 def _why(e): return f"{type(e).__name__} {str(e).partition(chr(10))[0]}".strip()
 
 def _read_file(path):
     "Tensors in the file `path`, by name"
-    if not path.is_file(): raise FileNotFoundError(f'There is no file {path}. {_what}')
+    if not path.is_file(): raise FileNotFoundError(f'There is no file {path}. {_possible}')
     try:
         if path.suffix=='.safetensors':
             from safetensors.torch import load_file
             return load_file(path)
         sd = torch.load(path, map_location='cpu', weights_only=True)
     except ImportError: raise ImportError(f'To read {path.name}: pip install safetensors') from None
-    except Exception as e: raise ValueError(f'Cannot read weights from {path}: it has to hold tensors alone, and be whole ({_why(e)})') from e
+    except Exception as e:
+        why = f'it has to hold tensors alone, and be whole ({_why(e)})'
+        raise ValueError(f'Cannot read weights from {path}: {why}') from e
     for o in ('model','state_dict'):
         if isinstance(sd,dict) and isinstance(sd.get(o),dict): sd = sd[o]
-    if not isinstance(sd,dict) or not all(isinstance(o,Tensor) for o in sd.values()): raise ValueError(f'{path} does not hold tensors by name')
+    are_tensors = isinstance(sd,dict) and all(isinstance(o,Tensor) for o in sd.values())
+    if not are_tensors: raise ValueError(f'{path} does not hold tensors by name')
     sd = _unwrapped(sd, path.name)
-    return {k[2:]:v for k,v in sd.items() if k.startswith('0.')} if '0.0.0.weight' in sd else sd
+    is_learner = '0.0.0.weight' in sd   # the body of a model that `vision_learner` made is its part 0
+    return {k[2:]:v for k,v in sd.items() if k.startswith('0.')} if is_learner else sd
 
 # %% ../nbs/05_pretrained.ipynb #027ca017
 def _timm(tag, **kwargs):
@@ -91,7 +101,9 @@ def _timm(tag, **kwargs):
     except ImportError: raise ImportError(f'The weights {tag!r} come from timm: pip install timm') from None
     name,*_ = tag.split('.')
     tags = timm.list_pretrained(name)
-    if tag not in tags: raise ValueError(f'timm has no weights {tag!r}. ' + (f'For {name} it has {tags}' if timm.is_model(name) else _what))
+    if tag not in tags:
+        instead = f'For {name} it has {tags}' if timm.is_model(name) else _possible
+        raise ValueError(f'timm has no weights {tag!r}. {instead}')
     return timm.create_model(tag, **kwargs)
 
 def _fetch(source):
@@ -99,61 +111,71 @@ def _fetch(source):
     try:
         if source.startswith('http'): return load_state_dict_from_url(source, map_location='cpu')['model']
         return _timm(source, pretrained=True).state_dict()
-    except Exception as e: raise OSError(f'Cannot fetch the weights {source!r}. Offline, give the file: weights=PATH ({_why(e)})') from e
+    except Exception as e:
+        instead = f'Offline, give the file: weights=PATH ({_why(e)})'
+        raise OSError(f'Cannot fetch the weights {source!r}. {instead}') from e
 
 # %% ../nbs/05_pretrained.ipynb #48475b2d
 def _misfits(want, sd):
     "What is missing, left over, or of another shape in tensors `sd` for tensors `want`"
-    sz = {k:tuple(o.shape) for k,o in sd.items()}
-    bad = [f'`{k}` is missing' if k not in sz else f'`{k}` is {sz[k]}, not {tuple(o.shape)}' for k,o in want.items() if sz.get(k)!=o.shape]
-    return bad + [f'`{k}` is left over' for k in sz if k not in want]
+    wanted,given = [{k:tuple(o.shape) for k,o in d.items()} for d in (want,sd)]
+    def misfit(k): return f'`{k}` is {given[k]}, not {wanted[k]}' if k in given else f'`{k}` is missing'
+    bad = [misfit(k) for k in wanted if given.get(k)!=wanted[k]]
+    return bad + [f'`{k}` is left over' for k in given if k not in wanted]
 
-def _shared(want, sd):
+def _shared(want, sd, what):
     "The tensors of `sd` in the first stages, as long as `want` has the same names and shapes there"
-    def parts(d): return groupby(d.items(), lambda o: o[0].split('.')[0])
-    a,b = parts(want),parts(sd)
-    return {k:v for i in itertools.takewhile(lambda i: i in b and not _misfits(dict(a[i]),dict(b[i])), a) for k,v in b[i]}
+    def parts(d): return {i:dict(o) for i,o in groupby(d.items(), lambda o: o[0].split('.')[0]).items()}
+    wanted,given,res = parts(want),parts(sd),{}
+    for i in wanted:
+        if i not in given or _misfits(wanted[i],given[i]): break
+        res.update(given[i])
+    if any(k.startswith('4.') for k in res): return res   # 0 to 3 are the stem
+    raise ValueError(f'{what} and this network do not have a single stage in common')
 
 # %% ../nbs/05_pretrained.ipynb #93ab1856
-def _check_fit(body, own, what):
-    bad = _misfits(body, own)
+def _check_fit(want, sd, what):
+    "An error that names the first few of the tensors `sd` that are not as `want` has them"
+    bad = _misfits(want, sd)
     if not bad: return
     few = ', '.join(bad[:4]) + (', ...' if len(bad)>4 else '')
-    raise ValueError(f'The weights {what} do not fit this network, in {len(bad)} of {len(body)} tensors: {few}')
+    raise ValueError(f'The weights {what} do not fit this network, in {len(bad)} of {len(want)} tensors: {few}')
 
 def _fit(model, sd, what, shared):
     "Tensors `sd` under the names of `model`, if they fit; without the head if that has another size"
     head = max(model._modules, key=int)
     def is_body(k): return not k.startswith(f'{head}.')
+    def body(d): return {k:v for k,v in d.items() if is_body(k)}
     want,sd = model.state_dict(),{re.sub('^head', head, _name(k)):v for k,v in sd.items()}
-    body,own = [{k:v for k,v in o.items() if is_body(k)} for o in (want,sd)]
-    if shared:
-        own = _shared(body, own)
-        if any(k.startswith('4.') for k in own): return own
-        raise ValueError(f'{what} and this network do not have a single stage in common')
-    _check_fit(body, own, what)
+    if shared: return _shared(body(want), body(sd), what)
+    _check_fit(body(want), body(sd), what)
     head_fits = all(k in sd and sd[k].shape==v.shape for k,v in want.items() if not is_body(k))
-    return sd if head_fits else own
+    return sd if head_fits else body(sd)
 
 # %% ../nbs/05_pretrained.ipynb #cee2bf59
+def _source(weights):
+    "Where `weights`, the name of an xresnet or a timm tag, are published: fastai's URL, or a timm tag"
+    if not _is_arch(weights): return weights
+    if weights in _published: return _published[weights]
+    sibling = weights.split('_deep')[0]
+    shared = f', or {sibling!r} for the stages shared with it' if sibling in _published else ''
+    raise ValueError(f'No ImageNet weights are published for {weights}. `pretrained=False` starts from random '
+        f'ones; `weights=` takes the path of a file{shared}')
+
 def load_weights(
     model,        # an `XResNet`, at any output stride; it is changed in place
-    weights,      # name of an xresnet, tag of a timm network, or path of a .safetensors or .pth file with timm's or fastai's names
-    shared=None,  # take only the first stages that both have? By default only if a net with more stages is given the name of an xresnet
+    weights,      # name of an xresnet, timm tag, or path of a .safetensors or .pth file with timm's or fastai's names
+    shared=None,  # only the first stages that both have? By default if a net with more is given an xresnet's name
 ):
     "Load `weights` into `model`; only the head may differ; returns `model`"
-    if not isinstance(model, XResNet): raise TypeError(f'`load_weights` is for an XResNet, not for a {type(model).__name__}')
+    kind = type(model).__name__
+    if not isinstance(model,XResNet): raise TypeError(f'`load_weights` is for an XResNet, not for a {kind}')
     if _is_file(weights): sd = _read_file(Path(weights))
     else:
-        if _is_arch(weights):
-            if weights not in _published:
-                kin = weights.split('_deep')[0]
-                kin = f', or {kin!r} for the stages shared with it' if kin in _published else ''
-                raise ValueError(f'No ImageNet weights are published for {weights}. `pretrained=False` starts from random ones; '
-                    f'`weights=` takes the path of a file{kin}')
-            source,shared = _published[weights],ifnone(shared, len(model)>12)
-        else: source = weights
-        if not source.startswith('http'):
+        source = _source(weights)
+        has_more_stages = len(model)>12   # eight parts beside the stages
+        if _is_arch(weights): shared = ifnone(shared, has_more_stages)
+        if not source.startswith('http'):   # what does not fit is refused before it is fetched
             with torch.device('meta'): _fit(model, _timm(source).state_dict(), weights, shared)
         sd = _fetch(source)
     model.load_state_dict(_fit(model, sd, weights, shared), strict=False)
@@ -161,6 +183,7 @@ def load_weights(
 
 # %% ../nbs/05_pretrained.ipynb #55095f55
 def _arch_name(expansion, layers):
+    "Name of the constructor that builds blocks of this `expansion`, as many as `layers` says"
     n = 8 if layers[0]==2 else sum(layers[:4])   # `xresnet18_deeper` has two blocks less in its first four stages
     return f'xresnet{2 + (2 if expansion==1 else 3)*n}' + {4:'',6:'_deep',8:'_deeper'}[len(layers)]
 
@@ -179,7 +202,8 @@ model_meta.update(_meta)
 # %% ../nbs/05_pretrained.ipynb #f9dd22c9
 def _normalize(dls, arch, normalize, pretrained, weights, n_in=3):
     "Normalise `dls` as the timm network called `weights` was trained, if it is one"
-    if not (normalize and pretrained and arch in _archs) or weights is None or _is_file(weights) or _is_arch(weights): return
+    if not (normalize and pretrained and arch in _archs) or weights is None: return
+    if _is_file(weights) or _is_arch(weights): return
     with torch.device('meta'): cfg = _timm(weights).default_cfg
     _timm_norm(dls, cfg, True, n_in)
 

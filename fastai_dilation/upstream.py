@@ -3,33 +3,41 @@
 ## What
 
 An XResNet halves the resolution five times.
-To segment or detect, one wants larger maps with the same weights: stride 1 instead of 2, and the taps of later convs twice as far apart ([DeepLab](https://arxiv.org/abs/1606.00915)).
+To segment or detect, one wants larger maps with the same weights: stride 1 instead of 2, and the taps of
+  later convs twice as far apart ([DeepLab](https://arxiv.org/abs/1606.00915)).
 
 ```python
 xresnet34(output_stride=8)
 vision_learner(dls, xresnet34, output_stride=8)    # cnn_learner and unet_learner too
 ```
 
-The dilated map, read at every 2nd (4th, ...) position, *equals* the native map, the one without `output_stride`. The tests assert that to 1e-5 of its maximum.
+The dilated map, read at every 2nd (4th, ...) position, *equals* the native map, the one without
+  `output_stride`. The tests assert that to 1e-5 of its maximum.
 
 ## What was open
 
 In the [forum thread](https://forums.fast.ai/t/62282) and fastai2#56:
 
 - *Weights?* Same names, order and shapes at every output stride, so they load strictly.
-- *The massive drop in accuracy?* A strided block's shortcut averages 2x2 positions. Without the stride, that pool was gone. `DilatedAvgPool` keeps it.
-- *What is left of the drop?* A classifier's head averages over the new positions too. Over the native ones alone (*grid*, below) nothing is lost.
-- *Where does dilation start?* In the first stage beyond `output_stride`. Its first block has `first_dilation` for the conv that had the stride, `dilation` after it (timm's names).
+- *The massive drop in accuracy?* A strided block's shortcut averages 2x2 positions. Without the stride, that
+  pool was gone. `DilatedAvgPool` keeps it.
+- *What is left of the drop?* A classifier's head averages over the new positions too. Over the native ones
+  alone (*grid*, below) nothing is lost.
+- *Where does dilation start?* In the first stage beyond `output_stride`. Its first block has `first_dilation`
+  for the conv that had the stride, `dilation` after it (timm's names).
 - *`xresnet*_deep` and `_deeper`?* The same: from their native 128 and 512 down to 4.
 - *Complexity?* 45 lines added and 17 removed in three modules.
-- *Existing networks?* The same random numbers and outputs, bit for bit. One default changes: a `ConvLayer` with `dilation` and no `padding` keeps its map's size.
+- *Existing networks?* The same random numbers and outputs, bit for bit. One default changes: a `ConvLayer`
+  with `dilation` and no `padding` keeps its map's size.
 - *Squeeze-and-excitation, self-attention?* They read the whole map: dilated they work, but are not exact.
 - *torchvision's networks?* Their constructors take no `output_stride`; the error says so.
 - *Existing models, timm's weights?* The package fastai_dilation has both; they are not part of this.
 
 ## Accuracy
 
-Accuracy in percent, 450 handwritten digits, a half-width xresnet18 trained at an output stride of 32; the same weights at 16 and 8. *grid*: the head reads the native positions alone. *no pool*: the shortcut as in the forum thread. (`09_evaluate.ipynb` of fastai_dilation measures this.)
+Accuracy in percent, 450 handwritten digits, a half-width xresnet18 trained at an output stride of 32; the
+  same weights at 16 and 8. *grid*: the head reads the native positions alone. *no pool*: the shortcut as in
+  the forum thread. (`09_evaluate.ipynb` of fastai_dilation measures this.)
 
 | image | shortcut | 32 | 16 | 16 grid | 8 | 8 grid |
 |---|---|---|---|---|---|---|
@@ -42,11 +50,15 @@ Accuracy in percent, 450 handwritten digits, a half-width xresnet18 trained at a
 
 # %% auto #0
 __all__ = ['Change', 'max_pool', 'conv_layer', 'dilated_avg_pool', 'res_block', 'xres_net', 'vision_model', 'unet_model', 'xrn50',
-           'stack', 'main']
+           'Patch', 'stack', 'main']
 
 # %% ../nbs/90_upstream.ipynb #2b4df207
+# A `Change` edits a cell of one of fastai's notebooks, a `Patch` is a list of changes with a message, and `stack`
+# has the patches in their order. `main` makes the changes in a worktree of fastai, lets nbdev write the modules,
+# commits patch by patch, and asks git for the files.
 import hashlib,os,re,subprocess,sys,tempfile
 from collections import namedtuple
+from contextlib import contextmanager
 from pathlib import Path
 from pprint import pformat
 from fastcore.nbio import *
@@ -54,28 +66,37 @@ from fastcore.script import *
 from fastcore.utils import *
 
 # %% ../nbs/90_upstream.ipynb #6c61b801
-Change = namedtuple('Change', 'nb words edits code text test', defaults=({},'','',''))
+Change = namedtuple('Change', [
+    'nb',     # notebook of fastai, without folder and ending
+    'words',  # what its one exported cell to be changed has in it
+    'edits',  # of that cell: old text, and the text in its place
+    'code',   # of a new exported cell behind it
+    'text',   # of a new markdown cell behind that
+    'test',   # of a new cell behind that; it fails without the change
+], defaults=({}, '', '', ''))
 
-def _edited(src, c):
-    "Source `src` of a cell with the edits of `c`"
-    for old,new in c.edits.items():
-        if src.count(old)!=1: raise SystemExit(f'{c.nb}, cell `{c.words}`: there should be one `{old}`, but there are {src.count(old)}')
+def _edited(src, change):
+    "Source `src` of a cell with the edits of `change`"
+    for old,new in change.edits.items():
+        n = src.count(old)
+        if n!=1: raise SystemExit(f'{change.nb}, cell `{change.words}`: there should be one `{old}`, but there are {n}')
         src = src.replace(old, new)
     return src
 
 # %% ../nbs/90_upstream.ipynb #bc61b801
-max_pool = Change('01_layers', 'def MaxPool(',
-    {'MaxPool{ndim}d")(ks, stride=stride, padding=padding)':'MaxPool{ndim}d")(ks, stride=stride, padding=padding, ceil_mode=ceil_mode)'},
+_call = 'MaxPool{ndim}d")(ks, stride=stride, padding=padding'
+max_pool = Change('01_layers', 'def MaxPool(', edits={_call+')':_call+', ceil_mode=ceil_mode)'},
     test='test_eq(MaxPool(2, ceil_mode=True)(torch.randn(1,1,7,7)).shape, [1,1,4,4])')
 
 # %% ../nbs/90_upstream.ipynb #ec61b801
 conv_layer = Change('01_layers', 'class ConvLayer(nn.Sequential)',
-    {'padding = ((ks-1)//2 if not':"padding = (np.multiply((ks-1)//2, kwargs.get('dilation',1)).tolist() if not"},
+    edits={'padding = ((ks-1)//2 if not':"padding = (np.multiply((ks-1)//2, kwargs.get('dilation',1)).tolist() if not"},
     text='With a `dilation`, the default `padding` is as many times larger, so the map keeps its size.',
-    test="""for d in (3,(1,2)): test_eq(ConvLayer(16, 32, 5, dilation=d)(torch.randn(2,16,8,8)).shape, [2,32,8,8])""")
+    test='for d in (3,(1,2)): test_eq(ConvLayer(16, 32, 5, dilation=d)(torch.randn(2,16,8,8)).shape, [2,32,8,8])')
 
 # %% ../nbs/90_upstream.ipynb #1d61b801
-dilated_avg_pool = Change('01_layers', 'def SEModule(', code='''
+dilated_avg_pool = Change('01_layers', 'def SEModule(',
+    code='''
 class DilatedAvgPool(Module):
     "`AvgPool(ks, ceil_mode=True)` with stride 1 and taps `dilation` apart: at an edge, the mean of the taps on the map"
     def __init__(self, ks, dilation): store_attr()
@@ -84,29 +105,42 @@ class DilatedAvgPool(Module):
             y,n = x,x.shape[ax]
             for i in range(1, self.ks):
                 off = min(i*self.dilation, n)
-                y = y.lerp(torch.cat([x.narrow(ax,off,n-off), y.narrow(ax,n-off,off)], ax), 1/(i+1)) # a tap off the map leaves the mean as it is
+                y = y.lerp(torch.cat([x.narrow(ax,off,n-off), y.narrow(ax,n-off,off)], ax), 1/(i+1)) \
+# a tap off the map leaves the mean as it is
             x = y
         return x
-''', text='From each start, every `dilation`th position of the map is pooled as `AvgPool` would pool it:', test='''
+''',
+    text='From each start, every `dilation`th position of the map is pooled as `AvgPool` would pool it:',
+    test='''
 x = torch.randn(2, 4, 19, 14)
 tst,pool = DilatedAvgPool(2, 3),AvgPool(2, ceil_mode=True)
-for i,j in itertools.product(range(3), range(3)): test_close(tst(x)[...,i::6,j::6], pool(x[...,i::3,j::3]), eps=1e-6)
+for i,j in itertools.product(range(3), range(3)): \
+test_close(tst(x)[...,i::6,j::6], pool(x[...,i::3,j::3]), eps=1e-6)
 ''')
 
 # %% ../nbs/90_upstream.ipynb #4d61b801
-res_block = Change('01_layers', 'class ResBlock(Module)', {
-    'pool_first=True, **kwargs):\n':'''pool_first=True, dilation=1, first_dilation=None, **kwargs):
+res_block = Change('01_layers', 'class ResBlock(Module)',
+    edits={
+        'pool_first=True, **kwargs):\n':'''pool_first=True, dilation=1, first_dilation=None, **kwargs):
         first = ifnone(first_dilation, dilation)
         if not 1<=first<=dilation or dilation%first or 1 not in (stride,dilation):
-            raise ValueError(f'{dilation=} has to be a positive multiple of {first_dilation=}, and 1 in a block that strides ({stride=})')
-        if first!=dilation and pool is not AvgPool: raise NotImplementedError('Only an `AvgPool` shortcut can be dilated')
+            raise ValueError(f'{dilation=} has to be a positive multiple of {first_dilation=}, \
+and 1 in a block that strides ({stride=})')
+        if first!=dilation and pool is not AvgPool: \
+raise NotImplementedError('Only an `AvgPool` shortcut can be dilated')
 ''',
-    'groups=ni if dw else groups, ':'groups=ni if dw else groups, dilation=first, ',
-    'groups=nh1 if dw else groups, ':'groups=nh1 if dw else groups, dilation=first, ',
-    'ConvLayer(nh2,  nf, ks, groups=g2, ':'ConvLayer(nh2,  nf, ks, groups=g2, dilation=dilation, ',
-    'ceil_mode=True))\n':'''ceil_mode=True))
+        'groups=ni if dw else groups, ':
+        'groups=ni if dw else groups, dilation=first, ',
+        'groups=nh1 if dw else groups, ':
+        'groups=nh1 if dw else groups, dilation=first, ',
+        'ConvLayer(nh2,  nf, ks, groups=g2, ':
+        'ConvLayer(nh2,  nf, ks, groups=g2, dilation=dilation, ',
+        'ceil_mode=True))\n':'''ceil_mode=True))
         if first!=dilation: idpath.insert((1,0)[pool_first], DilatedAvgPool(dilation//first, first))
-'''}, text='Here is a block whose stride 2 was traded for dilation, on a map of dilation 2. At every 4th position it has the strided block\'s outputs.', test='''
+'''},
+    text="Here is a block whose stride 2 was traded for dilation, on a map of dilation 2. "
+    "At every 4th position it has the strided block's outputs.",
+    test='''
 x,tst = torch.randn(2, 8, 21, 30),ResBlock(1, 8, 16, stride=2).eval()
 nn.init.ones_(tst.convpath[1][1].weight) # otherwise the convs do not count
 dil = ResBlock(1, 8, 16, dilation=4, first_dilation=2).eval()
@@ -118,21 +152,35 @@ test_fail(lambda: ResBlock(1, 8, 8, dilation=2, first_dilation=1, pool=MaxPool),
 ''')
 
 # %% ../nbs/90_upstream.ipynb #7d61b801
-xres_net = Change('11_vision.models.xresnet', 'class XResNet(nn.Sequential)', {
-    'ks=3, stride=2, **kwargs':'ks=3, stride=2, output_stride=None, **kwargs',
-    'block_szs, sa, stride, **kwargs)\n\n        super':'block_szs, sa, stride, output_stride, **kwargs)\n\n        super',
-    'block_szs, sa, stride, **kwargs):\n':'''block_szs, sa, stride, output_stride=None, **kwargs):
+xres_net = Change('11_vision.models.xresnet', 'class XResNet(nn.Sequential)',
+    edits={
+        # the signatures, and `__init__`'s call of `_init`
+        'ks=3, stride=2, **kwargs':
+        'ks=3, stride=2, output_stride=None, **kwargs',
+        'block_szs, sa, stride, **kwargs)\n\n        super':
+        'block_szs, sa, stride, output_stride, **kwargs)\n\n        super',
+        'block_szs, sa, stride, **kwargs):\n':
+        '''block_szs, sa, stride, output_stride=None, **kwargs):
         strides = [stride**(i+2) for i in range(len(layers))] # native output stride of each stage
-        if output_stride not in (None,*strides): raise ValueError(f'`output_stride` can be one of {strides}, not {output_stride!r}')
+        if output_stride not in (None,*strides): \
+raise ValueError(f'`output_stride` can be one of {strides}, not {output_stride!r}')
         dils = [max(1, o//int(output_stride or o)) for o in (1,*strides)] # before the first stage, and after each
 ''',
-    'stride=1 if i==0 else stride, sa=sa and i==len(layers)-4, **kwargs)':
-    'stride=1 if i==0 or dils[i+1]>1 else stride, sa=sa and i==len(layers)-4, dilation=dils[i+1], first_dilation=dils[i], **kwargs)',
-    'blocks, stride, sa, **kwargs):\n':'''blocks, stride, sa, dilation=1, first_dilation=1, **kwargs):
-        def dils(i): return {} if dilation==1 else dict(dilation=dilation, first_dilation=dilation if i else first_dilation)
+        # what a stage is given
+        'stride=1 if i==0 else stride, sa=sa and i==len(layers)-4, **kwargs)':
+        'stride=1 if i==0 or dils[i+1]>1 else stride, sa=sa and i==len(layers)-4, '
+        'dilation=dils[i+1], first_dilation=dils[i], **kwargs)',
+        # what its blocks are given
+        'blocks, stride, sa, **kwargs):\n':
+        '''blocks, stride, sa, dilation=1, first_dilation=1, **kwargs):
+        def dils(i): return {} if dilation==1 else \
+dict(dilation=dilation, first_dilation=dilation if i else first_dilation)
 ''',
-    'ndim=self.ndim, ks=self.ks, **kwargs)':'ndim=self.ndim, ks=self.ks, **dils(i), **kwargs)'},
-    text='With an `output_stride`, later strides are traded for dilation. Every `32//output_stride`th position of the map has the values of the native one:', test='''
+        'ndim=self.ndim, ks=self.ks, **kwargs)':
+        'ndim=self.ndim, ks=self.ks, **dils(i), **kwargs)'},
+    text='With an `output_stride`, later strides are traded for dilation. '
+    'Every `32//output_stride`th position of the map has the values of the native one:',
+    test='''
 x,args = torch.randn(1, 3, 97, 75),(ResBlock, 1, [2,2,2,2])
 def feats(m): return nn.Sequential(*list(m)[:-4]).eval()(x)
 tst = XResNet(*args)
@@ -147,42 +195,62 @@ test_fail(lambda: XResNet(*args, output_stride=12), contains='one of [4, 8, 16, 
 
 # %% ../nbs/90_upstream.ipynb #ad61b801
 _meta = '    meta = model_meta.get(arch, _default_meta)\n'
-_meta_os = _meta + '    if output_stride is not None: arch = partial(_strided, arch, output_stride)\n'
+_meta_and_arch = _meta + '    if output_stride is not None: arch = partial(_strided, arch, output_stride)\n'
 
-vision_model = Change('21_vision.learner', 'def create_vision_model(', {'y_range=None):':'y_range=None, output_stride=None):', _meta:_meta_os,
-    'def create_vision_model(':'''def _strided(arch, output_stride, **kwargs):
+vision_model = Change('21_vision.learner', 'def create_vision_model(',
+    edits={
+        'y_range=None):':
+        'y_range=None, output_stride=None):',
+        _meta: _meta_and_arch,
+        'def create_vision_model(':'''def _strided(arch, output_stride, **kwargs):
     try: return arch(output_stride=output_stride, **kwargs)
-    except TypeError as e: raise TypeError(f'This constructor takes no `output_stride`: {e}') if 'output_stride' in str(e) else e
+    except TypeError as e: \
+raise TypeError(f'This constructor takes no `output_stride`: {e}') if 'output_stride' in str(e) else e
 
-def create_vision_model('''}, text='An `output_stride` is handed to `arch`, which has to take one, as every xresnet does.', test='''
+def create_vision_model('''},
+    text='An `output_stride` is handed to `arch`, which has to take one, as every xresnet does.',
+    test='''
 tst = create_vision_model(models.xresnet.xresnet18, 5, pretrained=False, output_stride=8)
 test_eq(tst[0](torch.randn(2,3,64,64)).shape, [2,512,8,8])
-test_fail(lambda: create_vision_model(models.resnet18, 5, pretrained=False, output_stride=8), contains='takes no `output_stride`')
+test_fail(lambda: create_vision_model(models.resnet18, 5, pretrained=False, output_stride=8), \
+contains='takes no `output_stride`')
 ''')
 
 # %% ../nbs/90_upstream.ipynb #cd61b801
-unet_model = Change('21_vision.learner', 'def create_unet_model(', {'n_in=3, **kwargs):':'n_in=3, output_stride=None, **kwargs):', _meta:_meta_os}, test='''
+unet_model = Change('21_vision.learner', 'def create_unet_model(',
+    edits={
+        'n_in=3, **kwargs):':
+        'n_in=3, output_stride=None, **kwargs):',
+        _meta: _meta_and_arch},
+    test='''
 tst = create_unet_model(models.xresnet.xresnet18, 5, (64,64), pretrained=False, output_stride=8)
 test_eq(tst(torch.randn(2,3,64,64)).shape, [2,5,64,64])
 ''')
 
 # %% ../nbs/90_upstream.ipynb #fd61b801
-xrn50 = Change('11_vision.models.xresnet', 'def _xresnet(', {
-    'def _xresnet(':'''def _load_xrn50(m, sd):
-    "Load `sd` into xresnet50 `m`: all of it, with the names of today or of 2019; a head for other than 1000 classes keeps its new weights"
-    names = [(r'\\.convs\\.','.convpath.'), (r'^(4.*)\\.idconv\\.',r'\\1.idpath.0.'), (r'\\.idconv\\.','.idpath.1.'), (r'^10\\.','11.')]
+xrn50 = Change('11_vision.models.xresnet', 'def _xresnet(',
+    edits={
+        'def _xresnet(':'''def _load_xrn50(m, sd):
+    "Load `sd` into xresnet50 `m`: all of it, with the names of today or of 2019; \
+a head for other than 1000 classes keeps its new weights"
+    names = [(r'\\.convs\\.','.convpath.'), (r'^(4.*)\\.idconv\\.',r'\\1.idpath.0.'), \
+(r'\\.idconv\\.','.idpath.1.'), (r'^10\\.','11.')]
     for old,new in names: sd = {re.sub(old,new,k):v for k,v in sd.items()}
     if m[-1].out_features!=1000: sd.update(m[-1].state_dict(prefix='11.'))
     m.load_state_dict(sd)
 
 def _xresnet(''',
-    '    # TODO pretrain all sizes. Currently will fail with non-xrn50\n':'''    # TODO pretrain all sizes
-    if pretrained and (expansion,layers)!=(4,[3,4,6,3]): raise ValueError('Only xresnet50 has weights: use `pretrained=False`')
+        '    # TODO pretrain all sizes. Currently will fail with non-xrn50\n':
+        '''    # TODO pretrain all sizes
+    if pretrained and (expansion,layers)!=(4,[3,4,6,3]): \
+raise ValueError('Only xresnet50 has weights: use `pretrained=False`')
 ''',
-    "res.load_state_dict(load_state_dict_from_url(url, map_location='cpu')['model'], strict=False)":
-    "_load_xrn50(res, load_state_dict_from_url(url, map_location='cpu')['model'])"}, test='''
+        "res.load_state_dict(load_state_dict_from_url(url, map_location='cpu')['model'], strict=False)":
+        "_load_xrn50(res, load_state_dict_from_url(url, map_location='cpu')['model'])"},
+    test='''
 tst,src = xresnet50(),xresnet50().state_dict()
-old = {k.replace('convpath','convs').replace('idpath.0','idconv').replace('idpath.1','idconv').replace('11.','10.'):v for k,v in src.items()}
+old = {k.replace('convpath','convs').replace('idpath.0','idconv').replace('idpath.1','idconv')\
+.replace('11.','10.'):v for k,v in src.items()}
 _load_xrn50(tst, old)
 for k,v in tst.state_dict().items(): test_eq(v, src[k])
 test_fail(lambda: _load_xrn50(tst, {k:v for k,v in old.items() if k!='4.0.convs.0.0.weight'}), contains='Missing key')
@@ -190,31 +258,67 @@ test_fail(lambda: xresnet34(pretrained=True), contains='Only xresnet50')
 ''')
 
 # %% ../nbs/90_upstream.ipynb #2e61b801
-stack = [('MaxPool: pass on ceil_mode', 'A strided `ResBlock` with `pool=MaxPool` failed on maps of odd size.', [max_pool]),
-    (*(__doc__ or '').partition('\n')[::2], [conv_layer, dilated_avg_pool, res_block, xres_net, vision_model, unet_model]),
-    ('xresnet50(pretrained=True): load all of the file, or say why not', """
-According to fastai2#58 the names in xrn50_940.pth date from 2019: `convs`, `idconv`, and a head without dropout before it. If so, `strict=False` hides
-that only the stem is loaded and all 16 blocks stay random. Now these names are translated, and what does not fit is an error.
+Patch = namedtuple('Patch', 'title body changes')
 
-`pretrained=True` is an error for other sizes too: they have no weights of their own, and loaded the stem of this file. `vision_learner(dls, xresnet34)` needs
+def _message(text):
+    "`text` with each indented line joined to the one before it"
+    return text.replace('\n  ', ' ')
+
+_title,_,_description = _message(__doc__ or '').partition('\n')
+
+stack = [
+    Patch('MaxPool: pass on ceil_mode',
+        'A strided `ResBlock` with `pool=MaxPool` failed on maps of odd size.',
+        [max_pool]),
+    Patch(_title, _description,
+        [conv_layer, dilated_avg_pool, res_block, xres_net, vision_model, unet_model]),
+    Patch('xresnet50(pretrained=True): load all of the file, or say why not',
+        _message("""
+According to fastai2#58 the names in xrn50_940.pth date from 2019: `convs`, `idconv`, and a head without
+  dropout before it. If so, `strict=False` hides
+that only the stem is loaded and all 16 blocks stay random. Now these names are translated, and what does not
+  fit is an error.
+
+`pretrained=True` is an error for other sizes too: they have no weights of their own, and loaded the stem of
+  this file. `vision_learner(dls, xresnet34)` needs
 `pretrained=False` from now on.
 
-Not checked: the file itself could not be downloaded where this was written. The names are those of the issue and of fastai's code of 2019. Run
-`xresnet50(pretrained=True)` once before merging; if another name is different, the error lists it.""", [xrn50])]
+Not checked: the file itself could not be downloaded where this was written. The names are those of the issue
+  and of fastai's code of 2019. Run
+`xresnet50(pretrained=True)` once before merging; if another name is different, the error lists it."""),
+        [xrn50])]
 
 # %% ../nbs/90_upstream.ipynb #549a7de8
-def _edit(path, c):
-    "Make the change `c` in the notebook `path`; returns the module that it exports to"
+def _place(nb, change):
+    "Index of the exported cell of the notebook `nb` that `change` is about"
+    def is_exported(cell): return cell.cell_type=='code' and re.match(r'#\|\s*export', cell.source)
+    found = [i for i,o in enumerate(nb.cells) if is_exported(o) and change.words in o.source]
+    if len(found)==1: return found[0]
+    n = len(found)
+    raise SystemExit(f'{change.nb}: there should be one exported cell with `{change.words}`, but there are {n}')
+
+def _new_cells(change):
+    "The cells that `change` puts behind the one that it edits"
+    code = change.code and f'#| export{change.code}'
+    sources = (code,'code'), (change.text,'markdown'), (change.test,'code')
+    cells = [mk_cell(src.strip(), kind) for src,kind in sources if src]
+    for o in cells: o['id'] = hashlib.md5(o.source.encode()).hexdigest()[:8]
+    return cells
+
+# %% ../nbs/90_upstream.ipynb #549a7de9
+def _module_of(nb):
+    "The module that the notebook `nb` exports to"
+    directive = first(o.source for o in nb.cells if 'default_exp' in o.source)
+    return re.search(r'^#\|\s*default_exp\s+(\S+)', directive, flags=re.M)[1]
+
+def _edit(path, change):
+    "Make `change` in the notebook `path`; returns the module that it exports to"
     nb = read_nb(path)
-    ids = [i for i,o in enumerate(nb.cells) if o.cell_type=='code' and c.words in o.source and re.match(r'#\|\s*export', o.source)]
-    if len(ids)!=1: raise SystemExit(f'{c.nb}: there should be one exported cell with `{c.words}`, but there are {len(ids)}')
-    i = ids[0]
-    nb.cells[i].source = _edited(nb.cells[i].source, c)
-    new = [mk_cell(o.strip(), kind) for o,kind in ((c.code and f'#| export{c.code}','code'), (c.text,'markdown'), (c.test,'code')) if o]
-    for o in new: o['id'] = hashlib.md5(o.source.encode()).hexdigest()[:8]
-    nb.cells[i+1:i+1] = new
+    i = _place(nb, change)
+    nb.cells[i].source = _edited(nb.cells[i].source, change)
+    nb.cells[i+1:i+1] = _new_cells(change)
     write_nb(nb, path)
-    return first(re.search(r'^#\|\s*default_exp\s+(\S+)', o.source, flags=re.M)[1] for o in nb.cells if 'default_exp' in o.source)
+    return _module_of(nb)
 
 # %% ../nbs/90_upstream.ipynb #d2f2558f
 def _run(*args, cwd):
@@ -224,35 +328,65 @@ def _run(*args, cwd):
     except OSError as e: raise SystemExit(f'{args[0]}: {e.strerror}: {e.filename}')
     if res.returncode: raise SystemExit(f'{" ".join(map(str,args[:3]))} failed in {cwd}:\n{res.stderr or res.stdout}')
     return res.stdout
-def _commit(tree, title, body, changes):
-    "Make `changes` in the worktree `tree`, export them, and commit"
-    nbs,idx = {tree/'nbs'/f'{c.nb}.ipynb':c for c in changes},tree/'fastai'/'_modidx.py'
-    mods = {_edit(tree/'nbs'/f'{c.nb}.ipynb', c) for c in changes}
-    was = exec_local(idx.read_text(), 'd')
-    _run(sys.executable, '-c', 'from nbdev.doclinks import nbdev_export as f; f()', cwd=tree)
-    new = exec_local(idx.read_text(), 'd')['syms']
-    was['syms'].update({f'fastai.{m}':new[f'fastai.{m}'] for m in mods})
-    idx.write_text('# Autogenerated by nbdev\n\nd = ' + pformat(was, width=140, indent=2, compact=True) + '\n')
-    _run('git', 'add', idx, *nbs, *[tree/'fastai'/f'{m.replace(".","/")}.py' for m in mods], cwd=tree)
-    _run('git', '-c', 'commit.gpgsign=false', 'commit', '-q', '--no-verify', '-m', title, '-m', body.strip(), cwd=tree)
+
+# %% ../nbs/90_upstream.ipynb #d2f25590
+def _nb_path(tree, change): return tree/'nbs'/f'{change.nb}.ipynb'
+
+def _export(tree, mods):
+    "Write the modules of `tree` from its notebooks; returns the files of `mods` and of the index"
+    index_file = tree/'fastai'/'_modidx.py'
+    index = exec_local(index_file.read_text(), 'd')
+    _run(sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()', cwd=tree)
+    new = exec_local(index_file.read_text(), 'd')['syms']
+    index['syms'].update({f'fastai.{o}':new[f'fastai.{o}'] for o in mods})   # nbdev drops the empty entries of others
+    index_file.write_text('# Autogenerated by nbdev\n\nd = ' + pformat(index, width=140, indent=2, compact=True) + '\n')
+    return [index_file, *[tree/'fastai'/f'{o.replace(".","/")}.py' for o in mods]]
+
+def _commit(tree, patch):
+    "Make the changes of `patch` in the worktree `tree`, export them, and commit"
+    mods = {_edit(_nb_path(tree,o), o) for o in patch.changes}
+    nbs = {_nb_path(tree,o) for o in patch.changes}
+    _run('git', 'add', *nbs, *_export(tree,mods), cwd=tree)
+    # neither a signature nor the hooks of the checkout may stop it
+    commit = 'git', '-c', 'commit.gpgsign=false', 'commit', '-q', '--no-verify'
+    _run(*commit, '-m', patch.title, '-m', patch.body.strip(), cwd=tree)
 
 # %% ../nbs/90_upstream.ipynb #36ad44e7
-def _has(tree, changes):
-    "Are all of `changes` in the notebooks of `tree` already?"
-    def src(c): return '\n'.join(o.source for o in read_nb(tree/'nbs'/f'{c.nb}.ipynb').cells)
-    return all(o in src(c) for c in changes for o in [c.code.strip(),*c.edits.values()])
+def _has(tree, patch):
+    "Is all of `patch` in the notebooks of `tree` already?"
+    def source(change): return '\n'.join(o.source for o in read_nb(_nb_path(tree,change)).cells)
+    def new_texts(change): return [change.code.strip(), *change.edits.values()]
+    return all(text in source(o) for o in patch.changes for text in new_texts(o))
+
+def _is_fastai(root):
+    "Is the folder `root` a checkout of fastai, with all notebooks that are to be changed?"
+    toml = root/'pyproject.toml'
+    if not toml.exists() or not re.search('^name *= *"fastai"', toml.read_text(), flags=re.M): return False
+    return all(_nb_path(root,o).exists() for patch in stack for o in patch.changes)
 
 def _check(repo):
     "Root of the checkout `repo`, if patches can be made for it"
     root = Path(_run('git', 'rev-parse', '--show-toplevel', cwd=repo).strip())
-    toml,nbs = root/'pyproject.toml',{root/'nbs'/f'{c.nb}.ipynb' for o in stack for c in o[2]}
-    if not toml.exists() or not re.search('^name *= *"fastai"', toml.read_text(), flags=re.M) or not all(o.exists() for o in nbs):
-        raise SystemExit(f'{root} is no checkout of fastai 2.8.12 or later')
+    if not _is_fastai(root): raise SystemExit(f'{root} is no checkout of fastai 2.8.12 or later')
     dirty = _run('git', 'status', '--porcelain', cwd=root)
     if dirty: raise SystemExit(f'{root} has changes; commit or stash them first:\n{dirty}')
     return root
 
 # %% ../nbs/90_upstream.ipynb #f0820018
+@contextmanager
+def _worktree(root, tree):
+    "A worktree of the checkout `root` in the new folder `tree`, which is gone afterwards"
+    _run('git', 'worktree', 'add', '-q', '--detach', tree, cwd=root)
+    try: yield tree
+    finally: _run('git', 'worktree', 'remove', '--force', tree, cwd=root)
+
+def _write(tree, todo, out):
+    "Commit the patches `todo` in `tree`, and write them to the folder `out`; returns which files they change"
+    for o in todo: _commit(tree, o)
+    since,start = f'HEAD~{len(todo)}',stack.index(todo[0])
+    _run('git', 'format-patch', '-q', '--no-cover-letter', f'--start-number={start}', '-o', out, since, cwd=tree)
+    return _run('git', 'diff', '--stat', since, cwd=tree)
+
 @call_parse
 def main(
     repo:str='.',                    # git checkout of fastai
@@ -260,18 +394,13 @@ def main(
 ):
     "Write the pull request into fastai as patches for `git am`"
     out = Path(out).absolute()
-    if out.exists() or not out.parent.is_dir(): raise SystemExit(f'--out has to be a new folder in one that exists, not {out}')
+    is_new = out.parent.is_dir() and not out.exists()
+    if not is_new: raise SystemExit(f'--out has to be a new folder in one that exists, not {out}')
     root = _check(repo)
-    with tempfile.TemporaryDirectory(dir=out.parent) as tmp:
-        tree,new = Path(tmp)/'fastai',Path(tmp)/'patches'
-        _run('git', 'worktree', 'add', '-q', '--detach', tree, cwd=root)
-        try:
-            todo = [o for o in stack if not _has(tree, o[2])]
+    with tempfile.TemporaryDirectory(dir=out.parent) as tmp:   # beside `out`, so that it is there in one step
+        with _worktree(root, Path(tmp)/'fastai') as tree:
+            todo = [o for o in stack if not _has(tree,o)]
             if not todo: raise SystemExit(f'{root} has all of this already')
-            for o in todo: _commit(tree, *o)
-            since,start = f'HEAD~{len(todo)}',stack.index(todo[0])
-            _run('git', 'format-patch', '-q', '--no-cover-letter', f'--start-number={start}', '-o', new, since, cwd=tree)
-            stat = _run('git', 'diff', '--stat', since, cwd=tree)
-        finally: _run('git', 'worktree', 'remove', '--force', tree, cwd=root)
-        new.rename(out)
-    print(f'{stat}{out}')
+            changed = _write(tree, todo, Path(tmp)/'patches')
+        (Path(tmp)/'patches').rename(out)
+    print(f'{changed}{out}')

@@ -38,6 +38,7 @@ def _layers_with_taps(path):
     return [o for o in path.modules() if kind_of(o) or own_stride(o)>1]
 
 def _dilate(m, d):
+    "Move the taps of `m` apart, for good: a block that is built dilated has no native settings to go back to"
     if not kind_of(m): raise CannotDilate(type(m).__name__, 'nothing is known of how its taps could be moved apart')
     for k,v in kind_of(m).settings(m, d).items(): setattr(m, k, v)
 
@@ -46,7 +47,8 @@ if _patching:
     @delegates(ResBlock.__init__)
     def __init__(self:ResBlock, expansion, ni, nf, stride=1, *args, dilation=1, first_dilation=None, **kwargs):
         first_dilation = ifnone(first_dilation, dilation)
-        if min(first_dilation,dilation)<1 or dilation%first_dilation or (stride>1 and dilation>1):
+        divides = min(first_dilation,dilation)>=1 and dilation%first_dilation==0
+        if not divides or (stride>1 and dilation>1):
             raise ValueError('A block has a stride, or a `dilation` that `first_dilation` divides, '
                 f'not {stride=}, {dilation=}, {first_dilation=}')
         ResBlock._orig___init__(self, expansion, ni, nf, stride*dilation//first_dilation, *args, **kwargs)

@@ -28,6 +28,7 @@ def learner(bs, order):
 
 def main(out):
     # fastai sends the order of the images through the GPU
+    "Train on half of each batch, and save losses and learner in `out`"
     def _broadcast(self, t, rank):
         torch.distributed.broadcast(t := torch.tensor(t), rank)
         return t.tolist()

@@ -1,17 +1,17 @@
 "What the tests of both DeepLabs ask of a learner and of a model"
-import subprocess, sys, torch
-from pathlib import Path
+import os, subprocess, sys, torch
 from fastai.vision.all import get_image_files
-from util import close
+from util import close, program_file
 
 def loads_elsewhere(learn, path):
     "Exported, it says the same in a new process of the pictures that `make_files` has put into `path`"
     learn.export('x.pkl')
-    code = f'from fastai.vision.all import *; import seg_data; l = load_learner(r"{path}/x.pkl")\n' \
-        f'with l.no_bar(): print(l.get_preds(dl=l.dls.test_dl(get_image_files(r"{path}/images")[:2]))[0].sum().item())'
-    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=Path(__file__).parent)
-    with learn.no_bar(): here = learn.get_preds(dl=learn.dls.test_dl(get_image_files(path/'images')[:2]))[0].sum().item()
-    assert abs(float(res.stdout)-here)<1e-3*abs(here), res.stderr
+    env = {**os.environ, 'PYTHONPATH':os.pathsep.join(sys.path)}
+    args = [sys.executable, '-W', 'ignore', program_file('predict_masks'), path]
+    there = subprocess.run(args, env=env, capture_output=True, text=True)
+    files = get_image_files(path/'images')[:2]
+    with learn.no_bar(): here = learn.get_preds(dl=learn.dls.test_dl(files))[0].sum().item()
+    assert abs(float(there.stdout)-here)<1e-3*abs(here), there.stderr
 
 def says_the_same_compiled_and_exported(m, path):
     "One graph; exported with free sides, at two sizes; and as ONNX, in a file in `path`"

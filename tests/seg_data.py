@@ -19,5 +19,7 @@ def mask_of(o): return o.parent.parent.parent/'masks'/o.name
 
 def class_dls(path): return ImageDataLoaders.from_folder(path/'images', valid_pct=.34, seed=1, bs=4, num_workers=0)
 def seg_dls(path):
+    "`DataLoaders` for the masks of `make_files`"
     fs = get_image_files(path/'images')
-    return SegmentationDataLoaders.from_label_func(path, fs, mask_of, codes=['no','yes'], valid_pct=.34, seed=1, bs=4, num_workers=0)
+    return SegmentationDataLoaders.from_label_func(path, fs, mask_of, codes=['no','yes'], valid_pct=.34, seed=1,
+        bs=4, num_workers=0)

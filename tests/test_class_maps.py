@@ -1,4 +1,4 @@
-"What a classifier says of each position: its native answer is the mean of the native positions, whatever the head is called"
+"What a classifier says of each position: its answer is the mean of the native ones, whatever the head is called"
 import pytest, timm, torch, torchvision.models as tvm
 from fastai.vision.all import CrossEntropyLossFlat, Learner, create_body
 from fastai.vision.models import xresnet
@@ -6,9 +6,11 @@ from fastai_dilation.all import class_maps, create_vision_model, get_output_stri
 from seg_data import class_dls, make_files
 from util import alive, close, same, settled, tensors
 
-nets = dict(xresnet18=lambda: xresnet.xresnet18(n_out=10), xse_resnet18=lambda: xresnet.xse_resnet18(n_out=10), resnet18=tvm.resnet18,
-    googlenet=lambda: tvm.googlenet(init_weights=False), xresnet_1d=lambda: xresnet.xresnet18(n_out=10, ndim=1),
-    timm_resnet18d=lambda: timm.create_model('resnet18d'), efficientnet_lite0=lambda: timm.create_model('efficientnet_lite0'))
+nets = dict(xresnet18=lambda: xresnet.xresnet18(n_out=10), xse_resnet18=lambda: xresnet.xse_resnet18(n_out=10))
+nets |= dict(resnet18=tvm.resnet18, googlenet=lambda: tvm.googlenet(init_weights=False))
+nets |= dict(xresnet_1d=lambda: xresnet.xresnet18(n_out=10, ndim=1))
+nets |= dict(timm_resnet18d=lambda: timm.create_model('resnet18d'))
+nets |= dict(efficientnet_lite0=lambda: timm.create_model('efficientnet_lite0'))
 
 @pytest.mark.parametrize('name', nets)
 def test_mean_of_native_positions(name):
@@ -41,14 +43,17 @@ def test_any_head():
     with torch.no_grad(): close(maps[...,i,j], m[1](features[...,i:i+1,j:j+1]), 1e-12)
 
 def test_learner(tmp_path):
+    "A learner is asked as its model is, at 8 if nothing else is said"
     dls = class_dls(make_files(tmp_path))
     learn = Learner(dls, xresnet.xresnet18(n_out=10, widen=.25), loss_func=CrossEntropyLossFlat())
     x = dls.one_batch()[0]
     maps = class_maps(learn, x)
     assert maps.shape[:2]==(len(x),10) and maps.equal(class_maps(learn.model, x, 8))
 
-@pytest.mark.parametrize('net,why', [(tvm.vgg11_bn,r'reads \(7, 7\) positions at once \(`avgpool`\)'), (tvm.mobilenet_v2,'no adaptive pool module in front'),
-    (lambda: create_body(xresnet.xresnet18()),'no adaptive pool module in front')], ids=['vgg11_bn','mobilenet_v2','body'])
+no_pool = 'no adaptive pool module in front'
+refused = [(tvm.vgg11_bn,r'reads \(7, 7\) positions at once \(`avgpool`\)'), (tvm.mobilenet_v2,no_pool),
+    (lambda: create_body(xresnet.xresnet18()),no_pool)]
+@pytest.mark.parametrize('net,why', refused, ids=['vgg11_bn','mobilenet_v2','body'])
 def test_refused(net, why):
     "A head that cannot be asked about one position is refused, and says why"
     m = net()

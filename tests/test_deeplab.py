@@ -4,8 +4,8 @@ import numpy as np, pytest, timm, torch, torchvision
 from functools import partial
 from hypothesis import given, settings, strategies as st
 from fastai.vision.all import F, Normalize, create_body, foreground_acc, nn, xresnet18, xresnet18_deep
-from fastai_dilation.all import (create_deeplab_model, deeplab_learner, get_output_stride, output_stride_report, pool_over,
-    set_output_stride, to_pixels, vision_learner)
+from fastai_dilation.all import create_deeplab_model, deeplab_learner, get_output_stride, output_stride_report
+from fastai_dilation.all import pool_over, set_output_stride, to_pixels, vision_learner
 from seg_checks import loads_elsewhere, says_the_same_compiled_and_exported
 from seg_data import make_files, seg_dls
 from util import alive, close, randomize, same, tensors
@@ -30,6 +30,7 @@ def test_to_pixels_drawn(data):
 
 @pytest.mark.parametrize('sides', [(64,96), (57,83), (1,130)])
 def test_to_pixels_is_interpolate(sides):
+    "Where an image has room for the whole map, values are those of `F.interpolate`"
     x = torch.randn(2, 3, 5, 9)
     for T in (8,16,32):
         y = F.interpolate(x, scale_factor=T, mode='bilinear')[...,:sides[0],:sides[1]]
@@ -44,17 +45,20 @@ def test_to_pixels_half(dtype, tol):
     close(y.float(), to_pixels(x, (4100,60), 32), tol)
 
 def test_to_pixels_gradient():
+    "By finite differences"
     x = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda o: to_pixels(o, (17,20), 8, 5.5), x)
 
 def test_to_pixels_compiled():
+    "One graph for maps of all sizes"
     f = torch.compile(to_pixels, fullgraph=True, dynamic=True)
     for szs in ((3,4),(5,2)):
         x = torch.randn(1, 2, *szs)
         close(f(x, (40,33), 8, 15.5), to_pixels(x, (40,33), 8, 15.5))
 
 def slow(*args): return pytest.param(*args, marks=pytest.mark.slow)
-archs = [small, 'resnet18d', slow(torchvision.models.resnet18), slow(torchvision.models.convnext_tiny), slow(torchvision.models.vgg11_bn)]
+archs = [small, 'resnet18d']
+archs += [slow(o) for o in (torchvision.models.resnet18,torchvision.models.convnext_tiny,torchvision.models.vgg11_bn)]
 
 @pytest.mark.parametrize('arch', archs, ids=lambda o: getattr(o,'__name__',o))
 def test_exact(arch):
@@ -82,6 +86,7 @@ def test_other_native_stride():
     assert rates_of(create_deeplab_model(deep, 3, pretrained=False, rates=(4,8)))==[8,16]
 
 def warned(f, *args, **kwargs):
+    "What `f` returns, and its warnings of the head's largest rate and of strides"
     with warnings.catch_warnings(record=True) as ws:
         warnings.simplefilter('always', UserWarning)
         res = f(*args, **kwargs)
@@ -107,12 +112,15 @@ def test_rates_that_fit(dls):
     assert not warned(deeplab_learner, dls, small, pretrained=False, rates=(1,))[1]
     assert not warned(deeplab_learner, dls, small, pretrained=False, rates=())[1]
 
-@pytest.mark.parametrize('arch', [small, slow(xresnet18), slow(torchvision.models.resnet18), slow('resnet18d')], ids=lambda o: getattr(o,'__name__',o))
+trained = [small, slow(xresnet18), slow(torchvision.models.resnet18), slow('resnet18d')]
+@pytest.mark.parametrize('arch', trained, ids=lambda o: getattr(o,'__name__',o))
 def test_learner(dls, arch, tmp_path):
     "Groups as `vision_learner` has them; fit, a change of stride, validate, show, save, export, load elsewhere"
-    learn = deeplab_learner(dls, arch, pretrained=False, output_stride=16, rates=(1,), metrics=foreground_acc, path=tmp_path)
+    kw = dict(pretrained=False, rates=(1,), path=tmp_path)
+    learn = deeplab_learner(dls, arch, output_stride=16, metrics=foreground_acc, **kw)
     groups,theirs = [l.splitter(l.model) for l in (learn, vision_learner(dls,arch,pretrained=False,n_out=2))]
-    assert [len(g) for g in groups[:-1]]==[len(g) for g in theirs[:-1]] and len(groups[-1])==len([*learn.model[1].parameters()])
+    assert [len(g) for g in groups[:-1]]==[len(g) for g in theirs[:-1]]
+    assert len(groups[-1])==len([*learn.model[1].parameters()])
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(1, 1e-3)
         learn.set_output_stride(8)
@@ -128,7 +136,8 @@ def test_learner(dls, arch, tmp_path):
 
 def test_pretrained_freezes(dls, monkeypatch):
     "With weights the body is frozen, and the images are normalised as the weights were trained"
-    monkeypatch.setattr(timm, 'create_model', partial(lambda f,name,pretrained=False,**kw: f(name,**kw), timm.create_model))
+    real = timm.create_model
+    monkeypatch.setattr(timm, 'create_model', lambda name,pretrained=False,**kw: real(name,**kw))
     learn = deeplab_learner(dls, 'resnet18d', rates=(1,))
     assert any(isinstance(o,Normalize) for o in dls.after_batch.fs)
     frozen = [p for n,p in learn.model[0].named_parameters() if 'bn' not in n and '.1.' not in n and p.ndim>1]
@@ -147,6 +156,7 @@ def test_batch_of_one(sz):
 
 @pytest.mark.slow
 def test_compile_export_onnx(tmp_path):
+    "In one graph, with free sides, and as ONNX"
     m = randomize(create_deeplab_model(small, 3, pretrained=False, output_stride=8, rates=(1,2)))
     says_the_same_compiled_and_exported(m, tmp_path)
 
@@ -157,9 +167,11 @@ def test_report(dls):
     df = output_stride_report(learn, n=2)
     assert df.shape[0]==3 and df.grid_error.max()<1e-5
 
-@pytest.mark.parametrize('kw,words', [(dict(rates=(0,1)),'whole numbers from 1'), (dict(rates=(1.5,)),'whole numbers from 1'), (dict(output_stride=12),'can be one of'),
-    (dict(arch='vit_tiny_patch16_224'),'but on 224x224'), (dict(arch=lambda pretrained: nn.Sequential(nn.Conv2d(3,8,3,2))),'say where to cut'),
-    (dict(arch='resnet18d',weights='x'),'in its name'), (dict(n_out=0),'n_out')], ids=lambda o: o if isinstance(o,str) else None)
+def uncut(pretrained): return nn.Sequential(nn.Conv2d(3,8,3,2))
+refused = [(dict(rates=(0,1)),'whole numbers from 1'), (dict(rates=(1.5,)),'whole numbers from 1'),
+    (dict(output_stride=12),'can be one of'), (dict(arch='vit_tiny_patch16_224'),'but on 224x224'),
+    (dict(arch=uncut),'say where to cut'), (dict(arch='resnet18d',weights='x'),'in its name'), (dict(n_out=0),'n_out')]
+@pytest.mark.parametrize('kw,words', refused, ids=lambda o: o if isinstance(o,str) else None)
 def test_refused(dls, kw, words):
     "In words, and the data are as they were"
     before = [*dls.after_batch.fs]

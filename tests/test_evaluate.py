@@ -15,13 +15,14 @@ from util import close, names, randomize, same, tensors
 def path(tmp_path_factory): return make_files(tmp_path_factory.mktemp('data'))
 
 se = [o for o in names if o.startswith('xse_') and not o.endswith(('101','152'))]
-nets = {**{o:getattr(xresnet,o) for o in se+['xresnet18','xresnet34','xresnet18_deep','xresnext50']}, 'resnet18':tvm.resnet18, 'vgg11_bn':tvm.vgg11_bn,
-    'efficientnet_b0':tvm.efficientnet_b0, 'mobilenet_v3_small':tvm.mobilenet_v3_small, 'timm resnet18d':lambda: timm.create_model('resnet18d')}
+nets = {o:getattr(xresnet,o) for o in se+['xresnet18','xresnet34','xresnet18_deep','xresnext50']}
+nets |= {o:getattr(tvm,o) for o in ('resnet18','vgg11_bn','efficientnet_b0','mobilenet_v3_small')}
+nets['timm resnet18d'] = lambda: timm.create_model('resnet18d')
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', nets)
 def test_answers(name):
-    "Over the native grid a classifier's answers, and the features of a net with SE, are the native ones; it can be undone"
+    "Over the native grid a classifier's answers, with SE or without, are the native ones; it can be undone"
     # SE gates multiply rounding errors in a random net: double precision tells those from a wrong rule
     m = randomize(nets[name]()).double()
     ts,x = tensors(m),torch.randn(2,3,97,130).double()
@@ -37,6 +38,7 @@ def test_answers(name):
     assert same(m, ts)
 
 def test_inside():
+    "The mean of all positions up to the last native one; natively of all"
     m,x = randomize(xresnet.xresnet18()),torch.randn(1,3,160,96)
     with torch.no_grad():
         fs = nn.Sequential(*list(set_output_stride(m,8).children())[:-4])(x)
@@ -44,6 +46,7 @@ def test_inside():
         assert pool_over(set_output_stride(m,32),'inside')(x).equal(pool_over(m,'all')(x))
 
 def test_refusals():
+    "Nets whose head has no adaptive pool are refused; the pools of a U-Net's gates are no head's"
     for m in (tvm.densenet121(), nn.Conv2d(3,3,3)):
         with pytest.raises(ValueError, match='no adaptive pool'): pool_over(m)
     m = create_unet_model(xresnet.xse_resnet18, 2, (64,64), pretrained=False, output_stride=8)
@@ -51,7 +54,8 @@ def test_refusals():
 
 def test_multiply_adds():
     "Against the count by hand, natively and dilated"
-    m = nn.Sequential(nn.Conv2d(3,8,3,2,1), nn.Conv2d(8,16,3,2,1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16,5))
+    head = nn.AdaptiveAvgPool2d(1),nn.Flatten(),nn.Linear(16,5)
+    m = nn.Sequential(nn.Conv2d(3,8,3,2,1), nn.Conv2d(8,16,3,2,1), *head)
     x = torch.randn(4,3,32,32)
     assert multiply_adds(m, x)==16*16*27*8 + 8*8*72*16 + 16*5
     assert multiply_adds(set_output_stride(m,2), x)==16*16*27*8 + 16*16*72*16 + 16*5
@@ -63,9 +67,11 @@ def test_multiply_adds_unet():
     m(x).mean().backward()
     modes,ts = [o.training for o in m.modules()],tensors(m)
     n = multiply_adds(m, x)
-    assert n==multiply_adds(m, x[:1])>multiply_adds(m[0], x)>0 and [o.training for o in m.modules()]==modes and same(m, ts)
+    assert n==multiply_adds(m, x[:1])>multiply_adds(m[0], x)>0
+    assert [o.training for o in m.modules()]==modes and same(m, ts)
 
 def test_peak_memory(capfd):
+    "Counts what lives at the same time, and prints nothing"
     assert peak_memory(lambda: torch.zeros(2**20) + torch.zeros(2**20))==12*2**20
     assert capfd.readouterr()==('','')
 
@@ -79,18 +85,20 @@ class Boom(Callback):
 def test_learner_as_it_was(path, stop):
     "Model, callbacks, metrics, recorder, random numbers; SaveModelCallback saves nothing"
     dls = class_dls(path)
-    learn = vision_learner(dls, xresnet.xresnet18, pretrained=False, output_stride=16, metrics=accuracy, path=path, cbs=SaveModelCallback(fname='best'))
+    learn = vision_learner(dls, xresnet.xresnet18, pretrained=False, output_stride=16, metrics=accuracy, path=path,
+        cbs=SaveModelCallback(fname='best'))
     with learn.no_logging(): learn.fit(1)
     (path/'models'/'best.pth').unlink()
     if stop: learn.add_cb(Boom())
     model,ts,cbs,vals = learn.model,tensors(learn.model),list(learn.cbs),list(learn.recorder.values)
-    states = torch.get_rng_state(),random.getstate(),np.random.get_state()[1].tolist()
+    def states(): return torch.get_rng_state().tolist(),random.getstate(),np.random.get_state()[1].tolist()
+    before = states()
     try: output_stride_report(learn, n=2)
     except KeyboardInterrupt: assert stop
     else: assert not stop
     assert learn.model is model and same(model, ts) and list(learn.cbs)==cbs and learn.recorder.values==vals
     assert learn.output_stride==get_output_stride(model)==16
-    assert torch.get_rng_state().equal(states[0]) and random.getstate()==states[1] and np.random.get_state()[1].tolist()==states[2]
+    assert states()==before
     assert not (path/'models'/'best.pth').exists() and not torch.are_deterministic_algorithms_enabled()
     if stop: learn.remove_cb(Boom)
     with learn.no_logging(): learn.fit(1)
@@ -102,8 +110,10 @@ def test_report(path):
     learn = vision_learner(dls, xresnet.xresnet18, pretrained=False, metrics=accuracy)
     randomize(learn.model)
     df = output_stride_report(learn, (8,16), plot=True)
-    assert list(df.index)==[8,16] and list(df.columns)==['loss','accuracy','agreement','grid_error','images/s','peak MB','multiply-adds G']
-    assert df.notna().all().all() and (df['images/s']>0).all() and df.grid_error.max()<1e-5 and df.loc[8,'multiply-adds G']>df.loc[16,'multiply-adds G']
+    columns = ['loss','accuracy','agreement','grid_error','images/s','peak MB','multiply-adds G']
+    assert list(df.index)==[8,16] and list(df.columns)==columns
+    assert df.notna().all().all() and (df['images/s']>0).all() and df.grid_error.max()<1e-5
+    assert df.loc[8,'multiply-adds G']>df.loc[16,'multiply-adds G']
     for T in (8,16):
         with learn.no_bar(): want = learn.set_output_stride(T).validate()
         assert np.allclose(df.loc[T,['loss','accuracy']].tolist(), want, rtol=1e-5)
@@ -114,7 +124,8 @@ class Head(nn.Module):
     def forward(self, x): return x.mean((2,3))
 
 y = torch.ones(8,4)
-tasks = [(BCEWithLogitsLossFlat(), accuracy_multi, y), (MSELossFlat(), mae, y), (nn.CrossEntropyLoss(), accuracy, y[:,0].long())]
+tasks = [(BCEWithLogitsLossFlat(), accuracy_multi, y), (MSELossFlat(), mae, y)]
+tasks += [(nn.CrossEntropyLoss(), accuracy, y[:,0].long())]
 @pytest.mark.parametrize('loss,metric,y', tasks, ids=['labels','numbers','plain'])
 def test_other_tasks(loss, metric, y):
     "Several labels, numbers, a loss without `decodes`, a head without a pool module"
@@ -128,6 +139,7 @@ def test_other_tasks(loss, metric, y):
     assert df.grid_error.max()<1e-5 and math.isnan(df.agreement[1])==(not isinstance(loss, BCEWithLogitsLossFlat))
 
 def test_unet_refused(path):
+    "A U-Net cannot change its stride, so it has no report, with gradients or without"
     learn = unet_learner(seg_dls(path), xresnet.xresnet18, pretrained=False)
     for f in (noop, lambda o: o.mean().backward()):
         f(learn.model(learn.dls.one_batch()[0]))

@@ -1,19 +1,23 @@
-"What `explain` says of a network is what `set_output_stride` does to it; and the command that says it of a network by name"
+"What `explain` says of a network is what `set_output_stride` does to it; and the command that says it"
 import re, subprocess, sys, pytest, timm
-from fastai.vision.all import models, nn, xresnet18, xse_resnet18
+from fastai.vision.all import models, nn, partial, xresnet18, xse_resnet18
 from fastai_dilation.all import CannotDilate, InexactWarning, explain, set_output_stride
 from fastai_dilation.layers import DilatedPool, as_tuple
 from fastai_dilation.strides import is_inside
 
-nets = dict(xresnet18=xresnet18, xse_resnet18=xse_resnet18, densenet121=models.densenet121,
-    tf_efficientnet_lite0=lambda: timm.create_model('tf_efficientnet_lite0'), convnext_atto=lambda: timm.create_model('convnext_atto'))
+nets = dict(xresnet18=xresnet18, xse_resnet18=xse_resnet18, densenet121=models.densenet121)
+nets |= {o:partial(timm.create_model,o) for o in ('tf_efficientnet_lite0','convnext_atto')}
 
 def largest(o): return max(o) if isinstance(o,tuple) else o
-def apart(m): return m.spacing if isinstance(m,DilatedPool) else largest(m.dilation) if isinstance(m,nn.modules.conv._ConvNd) else 1
+def apart(m):
+    "How far apart the taps of `m` are"
+    if isinstance(m, DilatedPool): return m.spacing
+    return largest(m.dilation) if isinstance(m,nn.modules.conv._ConvNd) else 1
 
 @pytest.mark.parametrize('T', [16,8])
 @pytest.mark.parametrize('name', nets)
 def test_it_is_what_happens(name, T):
+    "Strides, taps and phases in the table are those of the changed network; the table changes nothing"
     net = nets[name]()
     before = [*net.state_dict()],str(net)
     df = explain(net, T)
@@ -34,6 +38,7 @@ def test_it_is_what_happens(name, T):
 def test_the_native_stride_changes_nothing(): assert set(explain(xresnet18(), 32).becomes)=={'as it is'}
 
 def test_it_refuses_and_warns_as_the_change_does():
+    "A transformer of one size, and a network that resizes its map"
     net = timm.create_model('vit_tiny_patch16_224')
     with pytest.raises(CannotDilate, match='does not run on all sizes'): explain(net, 8)
     class Resizes(nn.Module):
@@ -43,7 +48,9 @@ def test_it_refuses_and_warns_as_the_change_does():
         def forward(self, x): return nn.functional.interpolate(self.body(x), x.shape[2:], mode='bilinear')
     with pytest.warns(InexactWarning): explain(Resizes(), 4)
 
-def ask(*args): return subprocess.run([sys.executable,'-W','ignore','-m','fastai_dilation',*args], capture_output=True, text=True)
+def ask(*args):
+    "`python -m fastai_dilation`"
+    return subprocess.run([sys.executable,'-W','ignore','-m','fastai_dilation',*args], capture_output=True, text=True)
 
 def test_command():
     "It says whether a network is exact, and ends with 1 if it is not, or is refused, without a traceback"

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 from fastai.vision.all import create_body
 from fastai.vision.models import xresnet
-from fastai_dilation.all import (CannotDilate, InexactWarning, create_deeplab_model, get_output_stride, grid_error, output_strides,
-    set_output_stride)
+from fastai_dilation.all import CannotDilate, InexactWarning, create_deeplab_model, get_output_stride, grid_error
+from fastai_dilation.all import output_strides, set_output_stride
 from util import alive, close, randomize, said, tensors, same
 
 class Function(nn.Module):
@@ -30,8 +30,10 @@ def off(m, T=1, sz=(33,48), S0=8):
         y = set_output_stride(m,T)(x)
     return close(y[...,::S0//T,::S0//T], native, 1e-12)
 
-mixers = {'normalize over positions':lambda x: F.normalize(x, dim=(2,3)), 'softmax over positions':lambda x: x.flatten(2).softmax(-1).view_as(x),
-    'layer norm over positions':lambda x: F.layer_norm(x, x.shape[2:]), 'arithmetic with the sides':lambda x: x*x.shape[-1]**.5}
+mixers = {'normalize over positions':lambda x: F.normalize(x, dim=(2,3))}
+mixers['softmax over positions'] = lambda x: x.flatten(2).softmax(-1).view_as(x)
+mixers['layer norm over positions'] = lambda x: F.layer_norm(x, x.shape[2:])
+mixers['arithmetic with the sides'] = lambda x: x*x.shape[-1]**.5
 
 @pytest.mark.parametrize('name', mixers)
 def test_mixers_in_a_module_run_by_phases(name):
@@ -82,10 +84,13 @@ def test_torchvisions_fcn_is_warned_of():
     assert len(ws)==1 and 'FCN' in ws[0] and 'to_pixels' in ws[0]
 
 class ByKeyword(nn.Conv2d):
-    def forward(self, x): return F.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation)
+    def forward(self, x):
+        kw = dict(stride=self.stride, padding=self.padding, dilation=self.dilation)
+        return F.conv2d(x, self.weight, self.bias, **kw)
 
-pads = dict(end=lambda: nn.ZeroPad2d((0,1,0,1)), uneven=lambda: nn.ZeroPad2d((2,1,0,1)), reflect=lambda: nn.ReflectionPad2d(1),
-    replicate=lambda: nn.ReplicationPad2d(1), circular=lambda: nn.CircularPad2d(1))
+pads = dict(end=lambda: nn.ZeroPad2d((0,1,0,1)), uneven=lambda: nn.ZeroPad2d((2,1,0,1)))
+pads |= dict(reflect=lambda: nn.ReflectionPad2d(1), replicate=lambda: nn.ReplicationPad2d(1))
+pads |= dict(circular=lambda: nn.CircularPad2d(1))
 @pytest.mark.parametrize('pad', pads)
 @pytest.mark.parametrize('sz', [(33,48),(64,35)], ids=str)
 def test_padding_modules_are_exact(pad, sz):
@@ -171,6 +176,7 @@ class Three(nn.Module):
     def forward(self, a, b): return self.c(torch.cat([a,b],1))
 
 def test_a_refusal_asks_for_a_sample():
+    "Where a network reads three images"
     with pytest.raises(CannotDilate, match='`x=`'): set_output_stride(Three(), 1)
 
 def test_a_compiled_model_is_changed_inside():
@@ -205,11 +211,13 @@ def test_features_only_tells_its_strides():
 
 def test_hrnet_is_refused_in_true_words():
     "It runs on all multiples of 32, and it is no matter of building anew"
-    with pytest.raises(CannotDilate, match='makes maps larger') as e: set_output_stride(timm.create_model('hrnet_w18_small'), 16)
+    m = timm.create_model('hrnet_w18_small')
+    with pytest.raises(CannotDilate, match='makes maps larger') as e: set_output_stride(m, 16)
     assert '224' not in str(e.value) and 'anew' not in str(e.value)
 
 def test_one_size_is_said_by_the_library():
-    with pytest.raises(CannotDilate, match='does not run on all sizes of image, but on 224x224'): set_output_stride(tvm.vit_b_32(), 16)
+    words = 'does not run on all sizes of image, but on 224x224'
+    with pytest.raises(CannotDilate, match=words): set_output_stride(tvm.vit_b_32(), 16)
 
 def test_deeplab_is_not_warned_of_its_own_head():
     "The pool of its head runs by phases: exact, and silent, with weights or without"
@@ -221,16 +229,19 @@ def test_deeplab_is_not_warned_of_its_own_head():
         assert said(set_output_stride, m, 8)==[]
         close(head()[...,::2,::2], y, 1e-9)
 
-@pytest.mark.parametrize('name,late_stride', [('mobileone_s0',8), ('repvgg_a0',8), ('repvit_m0_9',8), ('fastvit_t8',32)])
+fused = [('mobileone_s0',8),('repvgg_a0',8),('repvit_m0_9',8),('fastvit_t8',32)]
+@pytest.mark.parametrize('name,late_stride', fused)
 def test_fuse_first(name, late_stride):
-    "Branches that are fused before the stride is set stay fused and exact; fused afterwards, a conv may be made with its native stride"
+    "Branches fused before the stride is set stay exact; fused afterwards, a conv may be made with its native stride"
     from timm.utils import reparameterize_model
     m = alive(timm.create_model(name))
     fused = reparameterize_model(m)
     assert set_output_stride(fused, 8) is fused and grid_error(fused.double(), 8)<1e-9
     assert get_output_stride(reparameterize_model(set_output_stride(m, 8)))==late_stride
 
-@pytest.mark.parametrize('f', [xresnet.xse_resnet18, xresnet.xse_resnext18, partial(xresnet.xresnet18,sa=True), partial(xresnet.xresnet18,sa=True,sym=True)])
+gated = [xresnet.xse_resnet18, xresnet.xse_resnext18]
+attentive = [partial(xresnet.xresnet18,sa=True), partial(xresnet.xresnet18,sa=True,sym=True)]
+@pytest.mark.parametrize('f', gated+attentive)
 @pytest.mark.parametrize('T', [16,8,4])
 def test_all_xresnets_are_exact(f, T):
     "Squeeze-and-excitation and self-attention included"
@@ -241,7 +252,8 @@ def test_strides_between_those_of_the_maps():
     "A stride of 4 is left with 2"
     m = alive(timm.create_model('test_convnext'))
     assert output_strides(m)==[1,2,4,8,16,32]
-    assert set_output_stride(m,2).stem[0].stride==(2,2) and grid_error(m.double(), 2, torch.randn(1,3,65,97).double())<1e-9
+    assert set_output_stride(m,2).stem[0].stride==(2,2)
+    assert grid_error(m.double(), 2, torch.randn(1,3,65,97).double())<1e-9
 
 def test_a_network_on_the_meta_device():
     "It is tried with weights of its own, and stays without"
@@ -265,7 +277,7 @@ class ThereAndBack(nn.Module):
 
 @pytest.mark.parametrize('T', [4,2,1])
 def test_a_block_that_goes_down_and_up_again(T):
-    "Exact; where no stride is traded before it, it keeps its layers, and the network has the output stride that was asked for"
+    "Exact; where no stride is traded before it, it keeps its layers; the network has the stride that was asked for"
     m = nn.Sequential(nn.Conv2d(3,8,3,2,1), nn.Conv2d(8,8,3,2,1), ThereAndBack(), nn.Conv2d(8,8,3,1,1)).double()
     native = tensors(m),repr(m)
     assert said(off, m, T, (33,48), 4)==[] and get_output_stride(m)==T
@@ -296,7 +308,8 @@ class Listed(nn.Module):
     "Calls the blocks of a `Sequential` one by one, so that itself is never called"
     def __init__(self):
         super().__init__()
-        self.stem,self.blocks = between(),nn.Sequential(*[Function(mixers['layer norm over positions']) for _ in range(2)])
+        self.stem = between()
+        self.blocks = nn.Sequential(*[Function(mixers['layer norm over positions']) for _ in range(2)])
     def forward(self, x):
         x = self.stem(x)
         for o in self.blocks: x = o(x)
@@ -321,4 +334,5 @@ def test_layers_that_do_not_pad_keep_together(T):
     set_output_stride(m, T)
     for n in range(33,66):
         x = torch.randn(1,3,n,98-n).double()
-        with torch.no_grad(): close(m(x)[...,::8//T,::8//T][...,:native(x).shape[2],:native(x).shape[3]], native(x), 1e-12)
+        with torch.no_grad(): want,y = native(x),m(x)[...,::8//T,::8//T]
+        close(y[...,:want.shape[2],:want.shape[3]], want, 1e-12)

@@ -39,6 +39,7 @@ def test_pool_phases(data):
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('pool', [AvgPool(2,ceil_mode=True), MaxPool(3,2,1), AvgPool(3,ceil_mode=True)])
 def test_pool_formats(pool, dtype, tol, memory_format):
+    "Types of numbers and memory formats stay, and values are native ones"
     x = torch.randn(2, 8, 29, 37).to(dtype).contiguous(memory_format=memory_format)
     y,s = DilatedPool(pool, 4)(x),pool.stride
     assert y.dtype==dtype and y.is_contiguous(memory_format=memory_format)
@@ -50,10 +51,13 @@ def test_pool_small_map():
         x = torch.randn(1,2,*sz)
         assert DilatedPool(AvgPool(2,ceil_mode=True), 64)(x).equal(x)
 
-refused = [(nn.AvgPool2d(2,divisor_override=3),'does not divide'), (nn.AvgPool2d(3,1,1,count_include_pad=False),'does not divide'), (nn.MaxPool2d(2,return_indices=True),'indices'),
-    (nn.MaxPool2d(2,(2,1)),'every axis'), (nn.LPPool2d(2,2),'LPPool2d.*nothing is known'), (nn.AdaptiveAvgPool2d(1),'nothing is known')]
+refused = [(nn.AvgPool2d(2,divisor_override=3),'does not divide')]
+refused += [(nn.AvgPool2d(3,1,1,count_include_pad=False),'does not divide')]
+refused += [(nn.MaxPool2d(2,return_indices=True),'indices'), (nn.MaxPool2d(2,(2,1)),'every axis')]
+refused += [(nn.LPPool2d(2,2),'LPPool2d.*nothing is known'), (nn.AdaptiveAvgPool2d(1),'nothing is known')]
 @pytest.mark.parametrize('pool,why', refused, ids=str)
 def test_pool_refused(pool, why):
+    "Pools that do not count each tap alike are refused, and the error says why"
     with pytest.raises(ValueError, match=why): DilatedPool(pool, 2)
 
 def test_block_refuses_a_pool():
@@ -74,6 +78,7 @@ def test_pickle_of_0_0_1():
     assert (new.spacing,new.pool_type,new.kernel_size)==(3,nn.AvgPool2d,2)
 
 def test_pool_gradient():
+    "By finite differences, of two means"
     x = torch.randn(1, 2, 7, 6, dtype=torch.double, requires_grad=True)
     for pool in (AvgPool(2,ceil_mode=True), AvgPool(3,2,1)): assert torch.autograd.gradcheck(DilatedPool(pool,2), x)
 
@@ -92,17 +97,20 @@ def test_pool_no_loop():
 
 @pytest.mark.parametrize('ndim,ks,d', list(product((1,2,3), (1,3,5,7), (1,2,3,4))))
 def test_conv_size(ndim, ks, d):
+    "A dilated `ConvLayer` keeps its map's size, whatever the kernel"
     x = torch.randn(1, 2, *[9]*ndim)
     assert ConvLayer(2, 3, ks, dilation=d, ndim=ndim)(x).shape==(1,3,*[9]*ndim)
 
 def test_conv_padding_wins():
+    "A padding that is given stays; transposed convs are left alone"
     assert ConvLayer(2, 3, dilation=2, padding=0)(torch.randn(1,2,9,9)).shape[-1]==5
     assert ConvLayer(2, 3, 3, 2, None, None, 1, dilation=2)(torch.randn(2,2,9)).shape[-1]==5
     assert ConvLayer(2, 3, 2, stride=2, transpose=True)(torch.randn(1,2,9,9)).shape[-1]==18
 
+block_kws = [dict(), dict(expansion=4), dict(ni=8,nf=8), dict(pool=MaxPool), dict(ks=5,pool_first=False)]
 @pytest.mark.parametrize('ndim', (1,2,3))
 @pytest.mark.parametrize('first,d', [(1,2),(2,4),(1,3),(2,2),(4,4)])
-@pytest.mark.parametrize('kw', [dict(), dict(expansion=4), dict(ni=8,nf=8), dict(pool=MaxPool), dict(ks=5,pool_first=False)])
+@pytest.mark.parametrize('kw', block_kws)
 def test_resblock(ndim, first, d, kw):
     "On the native grid a dilated block is the strided block"
     kw,s = {**dict(expansion=1,ni=8,nf=16,ndim=ndim),**kw},d//first
@@ -116,13 +124,19 @@ def test_resblock(ndim, first, d, kw):
     close(every(block(x),(0,)*ndim,d), native(every(x,(0,)*ndim,first)))
 
 @pytest.mark.parametrize('f', [SEBlock, SEResNeXtBlock, SeparableBlock])
-def test_other_blocks(f): assert f(1, 64, 64, dilation=4, first_dilation=2)(torch.randn(2,64,9,9)).shape==(2,64,9,9)
+def test_other_blocks(f):
+    "What is made of `ResBlock` takes dilations too"
+    assert f(1, 64, 64, dilation=4, first_dilation=2)(torch.randn(2,64,9,9)).shape==(2,64,9,9)
 
 def test_resblock_1x1_undilated():
+    "A kernel of one tap has nothing to move"
     convs = [o for o in ResBlock(4, 16, 16, dilation=4).modules() if isinstance(o,nn.Conv2d)]
     assert [o.dilation for o in convs if o.kernel_size==(1,1)]==[(1,1)]*2
     assert [o.dilation for o in convs if o.kernel_size==(3,3)]==[(4,4)]
 
-@pytest.mark.parametrize('kw', [dict(stride=2,dilation=2), dict(dilation=3,first_dilation=2), dict(dilation=0), dict(dilation=2,first_dilation=0)])
+wrong_kws = [dict(stride=2,dilation=2), dict(dilation=3,first_dilation=2), dict(dilation=0)]
+wrong_kws += [dict(dilation=2,first_dilation=0)]
+@pytest.mark.parametrize('kw', wrong_kws)
 def test_resblock_errors(kw):
+    "Dilations that do not divide, and a stride beside one"
     with pytest.raises(ValueError, match='dilation'): ResBlock(1, 8, 8, **kw)

@@ -4,10 +4,12 @@ from pathlib import Path
 import pytest, torch
 from torch import nn
 from torchvision.models import resnet18
-from fastai.vision.all import Normalize, NormType, accuracy, create_body, model_meta, xresnet18, xresnet18_deep, xresnet50
-from fastai_dilation.all import cnn_learner, create_unet_model, create_vision_model, get_output_stride, unet_learner, vision_learner
+from fastai.vision.all import Normalize, NormType, accuracy, create_body, model_meta
+from fastai.vision.all import xresnet18, xresnet18_deep, xresnet50
+from fastai_dilation.all import cnn_learner, unet_learner, vision_learner
+from fastai_dilation.all import create_unet_model, create_vision_model, get_output_stride
 from seg_data import class_dls, make_files, seg_dls
-from util import close, randomize, same, tensors
+from util import close, program_file, randomize, same, tensors
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory): return make_files(tmp_path_factory.mktemp('data'))
@@ -49,7 +51,8 @@ def test_pretrained(hub, path, cdls, sdls, arch, f):
 
 def cut(m): return nn.Sequential(*list(m.children())[:-4])
 head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512,2))
-@pytest.mark.parametrize('kw', [dict(n_in=1), dict(n_in=4), dict(cut=-4), dict(cut=cut), dict(ps=.1), dict(custom_head=head)], ids=lambda o: '-'.join(o))
+vision_kws = [dict(n_in=1), dict(n_in=4), dict(cut=-4), dict(cut=cut), dict(ps=.1), dict(custom_head=head)]
+@pytest.mark.parametrize('kw', vision_kws, ids=lambda o: '-'.join(o))
 def test_vision_model_options(kw):
     "Same random numbers, same parameters, with every option"
     torch.manual_seed(0)
@@ -63,19 +66,23 @@ def test_vision_model_options(kw):
 @pytest.mark.parametrize('arch', [xresnet18, xresnet18_deep, resnet18])
 @pytest.mark.parametrize('T', [32,16,8,4,2,1])
 def test_unet_strides(arch, T):
+    "A U-Net at each stride makes masks of the image's size, and trains"
     sz = (64,96) if T>4 else (32,48)
     m = create_unet_model(arch, 3, sz, pretrained=False, output_stride=T)
     y = m(torch.randn(2,3,*sz))
     assert y.shape==(2,3,*sz) and get_output_stride(m)==T
     y.mean().backward()
 
-unet_kws = [dict(self_attention=True), dict(blur=True), dict(last_cross=False), dict(n_in=1), dict(y_range=(0,1)), dict(norm_type=NormType.Weight)]
+unet_kws = [dict(self_attention=True), dict(blur=True), dict(last_cross=False), dict(n_in=1), dict(y_range=(0,1))]
+unet_kws += [dict(norm_type=NormType.Weight)]
 @pytest.mark.parametrize('kw', unet_kws, ids=lambda o: '-'.join(o))
 def test_unet_options(kw):
+    "With each option of fastai's U-Net"
     m = create_unet_model(xresnet18, 2, (64,64), pretrained=False, output_stride=8, **kw)
     assert m(torch.randn(2,kw.get('n_in',3),64,64)).shape==(2,2,64,64)
 
 def test_unet_refuses(sdls):
+    "A U-Net cannot change its stride, and is as it was"
     learn = unet_learner(sdls, xresnet18, pretrained=False, output_stride=8)
     ts = tensors(learn.model)
     with pytest.raises(ValueError, match='Build the net anew'): learn.set_output_stride(16)
@@ -83,11 +90,13 @@ def test_unet_refuses(sdls):
 
 @pytest.mark.parametrize('f', [vision_learner, unet_learner])
 def test_bad_stride(path, f):
+    "A stride that cannot be had is refused with those that can"
     dls = seg_dls(path) if f is unet_learner else class_dls(path)
     for T,err in ((12,ValueError),('8',TypeError),(True,TypeError)):
         with pytest.raises(err, match=r'\[1, 2, 4, 8, 16, 32\]'): f(dls, xresnet18, pretrained=False, output_stride=T)
 
 def test_signatures():
+    "All learners and model functions show the argument, beside fastai's own"
     for f in (vision_learner, cnn_learner, unet_learner, create_vision_model, create_unet_model):
         ps = inspect.signature(f).parameters
         assert ps['output_stride'].default is None and len(ps)>2
@@ -95,7 +104,8 @@ def test_signatures():
 
 def test_save_load(path, cdls):
     "A file that was saved at one output stride loads at another, and training goes on"
-    a,b = (vision_learner(cdls, xresnet18, pretrained=False, output_stride=o, path=path, metrics=accuracy) for o in (32,8))
+    kw = dict(pretrained=False, path=path, metrics=accuracy)
+    a,b = [vision_learner(cdls, xresnet18, output_stride=o, **kw) for o in (32,8)]
     with a.no_bar(), a.no_logging(): a.fit(1)
     a.save('a')
     b.load('a')
@@ -107,6 +117,7 @@ def test_save_load(path, cdls):
         assert a.set_output_stride(8).validate()==b.validate()
 
 def test_summary_and_results(cdls, sdls):
+    "fastai's summary and pictures work"
     for f,dls in ((vision_learner,cdls), (unet_learner,sdls)):
         learn = f(dls, xresnet18, pretrained=False, output_stride=8)
         assert '8 x 8' in learn.summary()
@@ -120,9 +131,9 @@ def test_export(path, cdls, sdls, f):
     learn.export('e.pkl')
     item = dls.valid.items[0]
     with learn.no_bar(): want = learn.predict(item)[-1]
-    code = f"import torch\nfrom fastai.vision.all import *\nl = load_learner(r'{path}/e.pkl')\nwith l.no_bar(): torch.save(l.predict(Path(r'{item}'))[-1], r'{path}/p.pt')\nprint(l.output_stride)"
     env = {**os.environ, 'PYTHONPATH':os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    res = subprocess.run([sys.executable,'-W','ignore','-c',code], env=env, capture_output=True, text=True)
+    args = [sys.executable,'-W','ignore',program_file('predict'),path/'e.pkl',item,path/'p.pt']
+    res = subprocess.run(args, env=env, capture_output=True, text=True)
     assert res.returncode==0, res.stderr
     assert res.stdout.split()[-1]=='8'
     close(torch.load(path/'p.pt', weights_only=False).as_subclass(torch.Tensor), want.as_subclass(torch.Tensor))

@@ -13,7 +13,7 @@ from fastai.vision.models import xresnet
 from fastai_dilation.all import CannotDilate, get_output_stride, grid_error, output_strides, set_output_stride
 from fastai_dilation.phases import Phased, WithRuns
 from seg_data import class_dls, make_files
-from util import alive, close
+from util import alive, close, program_file
 
 class Residual(nn.Module):
     def __init__(self, nf):
@@ -88,7 +88,8 @@ def names_of_phased(m): return [n for n,o in m.named_modules() if isinstance(o,P
 def test_the_same_modules_run_by_phases_in_half_precision(name):
     "In bfloat16 a NaN between the native positions must not be taken for a fault of a 1x1 conv, which reads none"
     # oneDNN's bfloat16 carries a NaN to other positions, on some processors
-    with torch.backends.mkldnn.flags(enabled=False): m = set_output_stride(alive(makers[name]()).bfloat16(), strides.get(name,8))
+    m,T = alive(makers[name]()).bfloat16(),strides.get(name,8)
+    with torch.backends.mkldnn.flags(enabled=False): set_output_stride(m, T)
     assert names_of_phased(m)==names_of_phased(phased(name))
 
 @all_nets
@@ -108,6 +109,7 @@ def test_a_net_comes_back_bit_for_bit(name):
 # Copies and files
 
 def saved_and_loaded(m, path):
+    "By `torch.save`"
     torch.save(m, path/'m.pt')
     return torch.load(path/'m.pt', weights_only=False)
 copies = dict(deepcopy=lambda m,path: copy.deepcopy(m), pickle=lambda m,path: pickle.loads(pickle.dumps(m)),
@@ -146,6 +148,7 @@ def test_a_traced_net_says_the_same(name):
 # Compilers and exporters
 
 def compiled(m, backend):
+    "In one graph, or an error"
     torch._dynamo.reset()
     return torch.compile(m, fullgraph=True, backend=backend)
 
@@ -238,49 +241,25 @@ def run_python(*args):
     return subprocess.Popen([sys.executable,*map(str,args)], env=env, stderr=subprocess.PIPE, text=True)
 
 def wait_for(process):
+    "Until `process` ends well"
     _,said = process.communicate(timeout=300)
     assert process.returncode==0, said[-3000:]
-
-load_nets = """
-import sys, torch
-for name in sys.argv[2:]:
-    m,x = torch.load(f'{sys.argv[1]}/{name}.pt', weights_only=False)
-    with torch.no_grad(): torch.save(m(x), f'{sys.argv[1]}/{name}.there.pt')
-"""
 
 def test_pickled_nets_say_the_same_in_a_new_process(tmp_path):
     "One that never imported fastai_dilation by hand"
     nets,x = {o:phased(o) for o in real},images()
     for name,m in nets.items(): torch.save((m,x), tmp_path/f'{name}.pt')
-    wait_for(run_python('-c', load_nets, tmp_path, *nets))
+    wait_for(run_python(program_file('load_nets'), tmp_path, *nets))
     for name,m in nets.items(): assert torch.load(tmp_path/f'{name}.there.pt').equal(answer(m,x)), name
-
-load_exported = """
-import sys, torch
-x = torch.load(f'{sys.argv[1]}/x.pt')
-m = torch.export.load(f'{sys.argv[1]}/m.pt2').module()
-torch.save(m(x).detach(), f'{sys.argv[1]}/there.pt')
-assert 'fastai_dilation' not in sys.modules
-"""
 
 def test_an_exported_net_says_the_same_where_nothing_is_installed(tmp_path):
     "`torch.export.load` in a process that has torch alone"
     (m,program),x = exported('tiny'),images(3,3,96,64)
     torch.save(x, tmp_path/'x.pt')
     torch.export.save(program, tmp_path/'m.pt2')
-    wait_for(run_python('-c', load_exported, tmp_path))
+    wait_for(run_python(program_file('load_exported'), tmp_path))
     close(torch.load(tmp_path/'there.pt'), answer(m,x))
 
-load_learners = """
-import sys, torch
-from fastai.vision.all import get_image_files, load_learner
-assert 'fastai_dilation' not in sys.modules
-for name in sys.argv[2:]:
-    learn = load_learner(f'{sys.argv[1]}/{name}.pkl')
-    files = get_image_files(f'{sys.argv[1]}/images').sorted()
-    with learn.no_bar(): preds = learn.get_preds(dl=learn.dls.test_dl(files))[0]
-    torch.save(preds, f'{sys.argv[1]}/{name}.there.pt')
-"""
 learners = dict(xse=xresnet.xse_resnet18, timm='test_efficientnet')
 
 def test_exported_learners_say_the_same_in_a_new_process(tmp_path):
@@ -292,7 +271,7 @@ def test_exported_learners_say_the_same_in_a_new_process(tmp_path):
         learn.export(f'{name}.pkl')
         files = get_image_files(path/'images').sorted()
         with learn.no_bar(): here[name] = learn.get_preds(dl=learn.dls.test_dl(files))[0]
-    wait_for(run_python('-c', load_learners, path, *learners))
+    wait_for(run_python(program_file('load_learners'), path, *learners))
     for name in learners: assert torch.load(path/f'{name}.there.pt').equal(here[name]), name
 
 @pytest.mark.slow

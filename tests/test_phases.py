@@ -23,6 +23,7 @@ def native_part(x, every, dims=None):
     return x[tuple(slice(None,None,every) if i in dims else slice(None) for i in range(x.ndim))]
 
 def by_phases(m, *args, **kwargs):
+    "`m`, which runs by phases from now on"
     run_by_phases(m, Phases(*args, **kwargs))
     return m
 
@@ -144,11 +145,13 @@ def test_a_map_of_one_channel_is_made_into_a_contiguous_map():
 def pad_and_cut(): return nn.Sequential(nn.ReflectionPad2d((2,1,1,2)), nn.Conv2d(4, 6, 3))
 
 def drawn_conv(draw, n_dims, stride):
+    "A conv with any padding"
     ks,pad = draw(st.integers(1,3)),draw(st.integers(0,2))
     mode = draw(st.sampled_from(['zeros','reflect','replicate','circular']))
     return getattr(nn, f'Conv{n_dims}d')(4, 6, ks, stride, pad, padding_mode=mode)
 
 def drawn_pool(draw, n_dims, stride):
+    "A pool that cannot be dilated"
     ks,ceil_mode = draw(st.integers(1,3)),draw(st.booleans())
     if draw(st.booleans()): return getattr(nn, f'LPPool{n_dims}d')(2, ks, stride, ceil_mode)
     return getattr(nn, f'AvgPool{n_dims}d')(ks, stride, ks//2, ceil_mode, count_include_pad=False)
@@ -379,6 +382,7 @@ def test_restore_gives_back_the_repr(make):
     assert repr(m)==before
 
 def saved_and_loaded(m, path):
+    "By `torch.save`"
     torch.save(m, path/'m.pt')
     return torch.load(path/'m.pt', weights_only=False)
 copies = dict(deepcopy=lambda m,path: copy.deepcopy(m), copy=lambda m,path: copy.copy(m),
@@ -444,10 +448,12 @@ def test_a_slice_of_a_sequential_that_runs_by_phases_runs():
 def run_of(*ms, spacing=4): return nn.Sequential(*[by_phases(m,spacing) for m in ms]).eval()
 def three(): return run_of(Call(centred), nn.GroupNorm(2,4), SEModule(4,2))
 def joined(m):
+    "`m`, whose runs of phased modules split and merge once"
     join_runs(m)
     return m
 
 def keeps_size(draw):
+    "A module whose output is as large as its input"
     makers = [lambda: SEModule(4,2), lambda: nn.GroupNorm(2,4), lambda: Call(centred), nn.ReLU]
     makers += [lambda: nn.Conv2d(4,4,3,padding=1,padding_mode='reflect')]
     return draw(st.sampled_from(makers))()
@@ -508,6 +514,7 @@ def test_a_run_splits_the_map_once(monkeypatch):
 def hook(m, seen): return m.register_forward_hook(lambda m,x,y: seen.append((x[0].shape,y.shape)))
 def pre_hook(m, seen): return m.register_forward_pre_hook(lambda m,x: seen.append((x[0].shape,x[0].shape)))
 def keyword_hook(m, seen):
+    "A hook that sees keywords too"
     def see(m, x, kwargs, y): seen.append((x[0].shape,y.shape))
     return m.register_forward_hook(see, with_kwargs=True)
 

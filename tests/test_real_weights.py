@@ -1,4 +1,4 @@
-"A network with ImageNet weights, on photos that come with packages: exact at each stride, the same classes, and a learner that exports"
+"ImageNet weights on photos that come with packages: exact at each stride, the same classes, a learner that exports"
 from functools import partial
 import pytest, torch
 from fastai.vision.all import F
@@ -50,7 +50,8 @@ def test_same_class(net, name):
 
 def test_learner(net, tmp_path):
     "A learner on this body has its features on the native grid; exported, it says the same elsewhere"
-    learn = vision_learner(class_dls(make_files(tmp_path)), 'tf_efficientnet_lite0', pretrained=False, output_stride=8, path=tmp_path)
+    kw = dict(pretrained=False, output_stride=8, path=tmp_path)
+    learn = vision_learner(class_dls(make_files(tmp_path)), 'tf_efficientnet_lite0', **kw)
     body = learn.model[0].eval()
     body.model.load_state_dict({k:v for k,v in net.state_dict().items() if k in body.model.state_dict()})
     x = prepared(ims['cat'])

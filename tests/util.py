@@ -1,9 +1,14 @@
 "What several test files need"
 import torch, warnings
+from pathlib import Path
 from torch import nn
 from fastai.vision.models import xresnet
 
 names = [o for o in xresnet.__all__ if o.startswith(('xresnet','xresnext','xse_')) and o!='xsenet154']
+
+def program_file(name):
+    "File of a program that tests run in a process of its own"
+    return Path(__file__).parent/'programs'/f'{name}.py'
 
 def slow_if(ns, *big):
     "Names `ns` as parameters of a test, those with a word of `big` in them marked slow"
@@ -19,7 +24,7 @@ def randomize(m):
     return m.eval()
 
 def settled(m, x):
-    "`m` with the statistics of `x` in its batch norms: where gates follow features that grow, a rounding error grows too"
+    "`m` with the statistics of `x` in its norms: where gates follow features that grow, a rounding error grows too"
     norms = [o for o in m.modules() if isinstance(o, nn.modules.batchnorm._BatchNorm)]
     momenta = [o.momentum for o in norms]
     for o in norms: o.momentum = 1.
@@ -47,12 +52,18 @@ def with_weights(m, like):
     return m
 
 def grid_diff(a, b, T):
-    "Largest difference of the map `a`, at output stride `T`, from the native map `b`, at 32, as a part of its largest feature; nan if they do not match"
+    "How far map `a`, at stride `T`, is off the native map `b`, at 32, as a part of its largest feature, or nan"
     a = a[...,::32//T,::32//T]
     return ((a-b).abs().max()/b.abs().max()).item() if a.shape==b.shape else float('nan')
 
-def tensors(m): return [(k,v.clone()) for k,v in m.state_dict().items()]
-def same(m, ts): return list(m.state_dict())==[k for k,_ in ts] and all(v.equal(t) for v,(_,t) in zip(m.state_dict().values(),ts))
+def tensors(m):
+    "Copies of the tensors of `m`, with their names"
+    return [(k,v.clone()) for k,v in m.state_dict().items()]
+
+def same(m, ts):
+    "Does `m` have the `tensors` of `ts`, under the same names in the same order?"
+    sd = m.state_dict()
+    return list(sd)==[k for k,_ in ts] and all(v.equal(t) for v,(_,t) in zip(sd.values(),ts))
 
 def said(f, *args, **kwargs):
     "The warnings of exactness that `f` gives"
