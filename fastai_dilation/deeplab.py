@@ -18,7 +18,6 @@ __all__ = ['to_pixels', 'ToPixels', 'DeepLab', 'Decoder', 'WithLevel', 'TimmWith
 
 # %% ../nbs/08_deeplab.ipynb #imp05
 from fastai.vision.all import *
-import inspect
 from collections import OrderedDict
 from fastai.vision.learner import TimmBody,_add_norm,_default_meta,_timm_norm,model_meta
 from .layers import GridPool,ceil_div
@@ -27,6 +26,7 @@ from .phases import is_sequential
 from .output_stride import *
 from .pretrained import _normalize
 from .learner import *
+from .learner import _split
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 # %% ../nbs/08_deeplab.ipynb #tpx05
@@ -114,8 +114,7 @@ def _body(arch, pretrained, weights, cut, n_in, **kwargs):
                 f'leave out {weights=}')
         model,cfg = create_timm_model(arch, 1, cut, pretrained, **kw, **kwargs)
         return model[0],cfg
-    if kwargs:
-        raise TypeError(f'Keywords {[*kwargs]} are not known: further ones are for timm networks, given by name')
+    if kwargs: raise TypeError(f'{[*kwargs]} are not known: further keywords are for timm networks, given by name')
     try: return create_vision_model(arch, 1, pretrained, weights, cut, **kw)[0],None
     except StopIteration:
         raise ValueError(f'{arch.__name__} has no pool where its head would begin: '
@@ -216,9 +215,8 @@ def _plus(body, S, n_out, output_stride, rates, skip, separable):
     return DeepLabPlus(body, head, ToPixels(S,output_stride,skip), Decoder(256,n_low,n_out,separable), ToPixels(skip,skip))
 
 # %% ../nbs/08_deeplab.ipynb #create05c
-def _create(arch, n_out, pretrained, weights, cut, n_in, output_stride, rates, init, skip, separable,
-        **kwargs):
-    body,cfg = _body(arch, pretrained, weights, cut, n_in, **kwargs)
+def _create(arch, n_out, pretrained, weights, cut, n_in, output_stride, rates, init, skip, separable, **kw):
+    body,cfg = _body(arch, pretrained, weights, cut, n_in, **kw)
     S = get_output_stride(body)
     rates = _scale(L(rates), S)
     if skip is None:
@@ -263,13 +261,14 @@ def _check_rates(rates, sides, stride):
     step = max(native, default=0)*stride
     fit = f'`rates={_rates_that_fit(native,side,stride)}` would fit' if step>=side else ''
     if rates in _in_papers and 3*step>2*side:
+        also = f'. For this image of {image}, {fit}' if side<=9*32 else ''
         warnings.warn('`rates` are in steps of 32 pixels here, at every output stride, and '
-            f"{rates} are the paper's at {_in_papers[rates]}, which are `rates=(3, 6, 9)` here" +
-            (f'. For this image of {image}, {fit}' if side<=9*32 else ''))
+            f"{rates} are the paper's at {_in_papers[rates]}, which are `rates=(3, 6, 9)` here{also}")
     elif fit:
         warnings.warn(f'The largest of these rates steps over {step} pixels, the whole image of {image}, '
             f'and most taps read padding. {fit}')
 
+# %% ../nbs/08_deeplab.ipynb #batch05
 def _check_batch(batch, n_in):
     "Refuse images of other than `n_in` channels, and targets that are no masks"
     x,y = batch[0],batch[-1]
@@ -282,11 +281,7 @@ def _check_batch(batch, n_in):
             'make `dls` by `SegmentationDataLoaders`, or with a `MaskBlock`. '
             'For a class for each image, take `vision_learner`')
 
-def _split(kwargs):
-    "Those of `kwargs` that are for a `Learner`, and the others"
-    known = inspect.signature(Learner.__init__).parameters
-    return [{k:v for k,v in kwargs.items() if (k in known)==o} for o in (True,False)]
-
+# %% ../nbs/08_deeplab.ipynb #lrn05
 @delegates(Learner.__init__, keep=True)
 def deeplab_learner(
     dls,              # `DataLoaders` of images and masks
@@ -315,7 +310,7 @@ def deeplab_learner(
     if not n_out:
         raise ValueError('`n_out` is not given, and `dls` does not say how many classes there are: '
             'pass `n_out`, or set `dls.c`')
-    learner_kwargs,timm_kwargs = _split(kwargs)
+    learner_kwargs,timm_kwargs = _split(kwargs, Learner)
     args = arch,n_out,pretrained,weights,cut,n_in,output_stride,rates,init,skip,separable
     model,cfg = _create(*args, **timm_kwargs)
     batch = dls.one_batch()

@@ -29,8 +29,7 @@ from .xresnet import *
 from .pretrained import *
 
 # %% ../nbs/07_learner.ipynb #eb9db933
-_all_ = ['create_vision_model', 'create_timm_model', 'create_unet_model',
-    'vision_learner', 'unet_learner', 'cnn_learner']
+_all_ = ['create_vision_model', 'create_timm_model', 'create_unet_model', 'vision_learner', 'unet_learner', 'cnn_learner']
 
 @patch_to(learner)
 @delegates(create_vision_model)
@@ -64,8 +63,11 @@ def _n_until(want, x, modules):
         if isinstance(x,Tensor) and x.shape==want.shape and torch.allclose(x, want): n = i
     return n
 
-def _timm_encoder(arch, img_size, pretrained, n_in, **kwargs):
+def _timm_encoder(arch, img_size, pretrained, weights, n_in, **kwargs):
     "timm's network `arch` up to its last map, as a `Sequential`"
+    if weights is not None:
+        words = "A timm network has its weights in its name, as in 'resnet50d.ra2_in1k'"
+        raise ValueError(f'{words}: leave out {weights=}')
     headless = dict(custom_head=nn.Identity(), init=None)
     model,cfg = create_timm_model(arch, 1, pretrained=pretrained, n_in=n_in, **headless, **kwargs)
     body,x = model[0].eval(),torch.randn(1, n_in, *img_size)
@@ -86,33 +88,24 @@ def _timm_encoder(arch, img_size, pretrained, n_in, **kwargs):
     return res
 
 # %% ../nbs/07_learner.ipynb #unet07b
-def _timm_unet(arch, n_out, img_size, pretrained, weights, cut, n_in, dilate, **kwargs):
-    "A U-Net with timm's network `arch` for an encoder"
-    if weights is not None:
-        raise ValueError("A timm network has its weights in its name, as in 'resnet50d.ra2_in1k': "
-            f'leave out {weights=}')
-    ours = inspect.signature(DynamicUnet.__init__).parameters
-    timm_kwargs,unet_kwargs = [{k:v for k,v in kwargs.items() if (k in ours)==o} for o in (False,True)]
-    encoder = _timm_encoder(arch, img_size, pretrained, n_in, **timm_kwargs)
-    def _cut(m):
-        body = dilate(m if cut is None else cut_model(m, cut))
-        body.default_cfg = m.default_cfg
-        return body
-    def make(**_): return encoder
-    return learner._orig_create_unet_model(make, n_out, img_size, pretrained, None, _cut, **unet_kwargs)
+def _split(kwargs, cls):
+    "Those of `kwargs` that `cls` takes by name, and the others"
+    known = inspect.signature(cls.__init__).parameters
+    return [{k:v for k,v in kwargs.items() if (k in known)==o} for o in (True,False)]
 
 @patch_to(learner)
 @delegates(create_unet_model)
-def create_unet_model(arch, n_out, img_size, pretrained=True, weights=None, cut=None, n_in=3, *,
-        output_stride=None, **kwargs):
-    def dilate(body):
-        if output_stride is None: return body
-        return set_output_stride(body, output_stride, warn=bool(pretrained or weights))
+def create_unet_model(arch, n_out, img_size, pretrained=True, weights=None, cut=None, n_in=3, output_stride=None, **kwargs):
+    is_timm = isinstance(arch, str)
+    meta = dict(cut=noop) if is_timm else learner.model_meta.get(arch, learner._default_meta)
     def _cut(m):
-        meta = learner.model_meta.get(arch, learner._default_meta)
-        return dilate(create_body(m, cut=ifnone(cut, meta['cut'])))
-    if isinstance(arch,str):
-        return _timm_unet(arch, n_out, img_size, pretrained, weights, cut, n_in, dilate, **kwargs)
+        body = create_body(m, cut=ifnone(cut, meta['cut']))
+        if is_timm: body.default_cfg = m.default_cfg
+        return body if output_stride is None else set_output_stride(body, output_stride, warn=bool(pretrained or weights))
+    if is_timm:
+        kwargs,timm_kwargs = _split(kwargs, DynamicUnet)
+        encoder = _timm_encoder(arch, img_size, pretrained, weights, n_in, **timm_kwargs)
+        arch,n_in = lambda **_: encoder, 3 # 3: its first layer is not to be changed, it has the channels already
     return learner._orig_create_unet_model(arch, n_out, img_size, pretrained, weights, _cut, n_in, **kwargs)
 
 # %% ../nbs/07_learner.ipynb #bf3221b2

@@ -162,8 +162,8 @@ def _is_number(T): return hasattr(T,'__index__') and not isinstance(T,bool)
 def _refuse_other_strides(net, T, possible):
     words = f'`output_stride` of this {type(net).__name__} can be one of {possible}, not {T!r}'
     if not _is_number(T): raise TypeError(words)
-    if T>max(possible):
-        words += f'. It was built at {max(possible)}: if with dilation, as by timm at `output_stride=8`, build it without'
+    n = max(possible)
+    if T>n: words += f'. It was built at {n}; if with dilation (timm: `output_stride=8`), build it without'
     if T not in possible: raise CannotDilate(None, words)
 
 def _refuse_late_layers(now, native, changed):
@@ -249,6 +249,7 @@ def _network(model):
     is_spread = isinstance(model, (nn.parallel.DistributedDataParallel,nn.DataParallel))
     return _network(model.module) if is_spread else model
 
+# %% ../nbs/04_output_stride.ipynb #tell04
 def _tell_strides(net, T):
     "Let timm's `feature_info` say what strides the maps have"
     for m in net.modules():
@@ -268,6 +269,7 @@ def _rolled_back_on_error(net):
         snapshot.put_back()
         raise
 
+# %% ../nbs/04_output_stride.ipynb #change04
 def _change(net, T, x):
     "Set the output stride of `net` to `T`; returns what is lost, by name, with the error if there was one"
     if isinstance(net, DynamicUnet):

@@ -121,8 +121,9 @@ def test_what_is_tried_for_a_warning_leaves_no_trace():
 def test_class_maps_says_what_it_needs():
     "The head of a classifier, and a batch; the model is as it was"
     x = torch.randn(1,3,64,64)
-    for m,words in ((create_deeplab_model(small,3,pretrained=False), 'DeepLab is not the head of a classifier'),
-            (create_body(small()), 'no adaptive pool module in front of its head'), (tvm.densenet121(), 'put an `nn.AdaptiveAvgPool2d')):
+    cases = [(create_deeplab_model(small,3,pretrained=False), 'DeepLab is not the head of a classifier'),
+        (create_body(small()), 'no adaptive pool module in front of its head'), (tvm.densenet121(), 'put an `nn.AdaptiveAvgPool2d')]
+    for m,words in cases:
         before,ts = state(m),tensors(m)
         with pytest.raises(ValueError, match=words): class_maps(m, x, 8)
         assert state(m)==before and same(m, ts)
