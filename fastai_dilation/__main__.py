@@ -12,7 +12,7 @@ python -m fastai_dilation resnet50d 8
 __all__ = ['check', 'main']
 
 # %% ../nbs/11_check.ipynb #ck04
-import importlib.util,warnings
+import difflib,importlib.util,warnings
 from fastai.vision.all import *
 from .all import *
 from .evaluate import multiply_adds
@@ -27,9 +27,12 @@ def _by_name(name):
     if has_timm:
         import timm
         if timm.is_model(name): return timm.create_model(name)
-    if name in torchvisions.list_models(torchvisions): return torchvisions.get_model(name, weights=None)
-    hint = '' if has_timm else ' (timm is not installed)'
-    raise SystemExit(f'{name} is the name of no network of fastai, timm or torchvision{hint}')
+    known = torchvisions.list_models(torchvisions)
+    if name in known: return torchvisions.get_model(name, weights=None)
+    similar = difflib.get_close_matches(name, [*xresnets.__all__, *known, *(timm.list_models() if has_timm else ())])
+    hint = f': did you mean {" or ".join(dict.fromkeys(similar))}?' if similar else ''
+    raise SystemExit(f'{name} is the name of no network of fastai, timm or torchvision' +
+        hint + ('' if has_timm else ' (timm is not installed)'))
 
 # %% ../nbs/11_check.ipynb #ck10
 def _give_norms_weights(net):

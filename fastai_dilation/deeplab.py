@@ -20,12 +20,13 @@ __all__ = ['to_pixels', 'ToPixels', 'DeepLab', 'Decoder', 'WithLevel', 'TimmWith
 from fastai.vision.all import *
 from collections import OrderedDict
 from fastai.vision.learner import TimmBody,_add_norm,_default_meta,_timm_norm,model_meta
-from .layers import GridPool
+from .layers import GridPool,ceil_div
 from .strides import follow
 from .phases import is_sequential
 from .output_stride import *
 from .pretrained import _normalize
 from .learner import *
+from .learner import _split
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 # %% ../nbs/08_deeplab.ipynb #tpx05
@@ -104,15 +105,20 @@ class DeepLab(nn.Sequential):
         return x
 
 # %% ../nbs/08_deeplab.ipynb #body05b
-def _body(arch, pretrained, weights, cut, n_in):
-    "The body of `arch`, and what timm says of its images"
+def _body(arch, pretrained, weights, cut, n_in, **kwargs):
+    "The body of `arch`, and what timm says of its images; timm gets `kwargs`"
     kw = dict(n_in=n_in, custom_head=nn.Identity(), init=None)
     if isinstance(arch,str):
-        if weights is not None: raise ValueError(f"A timm network has its weights in its name, as in 'resnet50d.ra2_in1k': leave out {weights=}")
-        model,cfg = create_timm_model(arch, 1, cut, pretrained, **kw)
+        if weights is not None:
+            raise ValueError("A timm network has its weights in its name, as in 'resnet50d.ra2_in1k': "
+                f'leave out {weights=}')
+        model,cfg = create_timm_model(arch, 1, cut, pretrained, **kw, **kwargs)
         return model[0],cfg
+    if kwargs: raise TypeError(f'{[*kwargs]} are not known: further keywords are for timm networks, given by name')
     try: return create_vision_model(arch, 1, pretrained, weights, cut, **kw)[0],None
-    except StopIteration: raise ValueError(f'{arch.__name__} has no pool where its head would begin: say where to cut it by `cut`') from None
+    except StopIteration:
+        raise ValueError(f'{arch.__name__} has no pool where its head would begin: '
+            'say where to cut it by `cut`') from None
 
 # %% ../nbs/08_deeplab.ipynb #plus08a
 def _conv(ni, nf, separable):
@@ -209,11 +215,13 @@ def _plus(body, S, n_out, output_stride, rates, skip, separable):
     return DeepLabPlus(body, head, ToPixels(S,output_stride,skip), Decoder(256,n_low,n_out,separable), ToPixels(skip,skip))
 
 # %% ../nbs/08_deeplab.ipynb #create05c
-def _create(arch, n_out, pretrained, weights, cut, n_in, output_stride, rates, init, skip, separable):
-    body,cfg = _body(arch, pretrained, weights, cut, n_in)
+def _create(arch, n_out, pretrained, weights, cut, n_in, output_stride, rates, init, skip, separable, **kw):
+    body,cfg = _body(arch, pretrained, weights, cut, n_in, **kw)
     S = get_output_stride(body)
     rates = _scale(L(rates), S)
-    if skip is None: model = DeepLab(body, _head(num_features_model(nn.Sequential(body)),n_out,rates), ToPixels(S,output_stride))
+    if skip is None:
+        head = _head(num_features_model(nn.Sequential(body)), n_out, rates)
+        model = DeepLab(body, head, ToPixels(S,output_stride))
     else: model = _plus(body, S, n_out, output_stride, rates, skip, separable)
     if init is not None: apply_init(model[1:], init)
     return set_output_stride(model, output_stride, warn=bool(pretrained or weights)),cfg
@@ -227,25 +235,54 @@ def create_deeplab_model(
     cut=None,                    # where the body ends
     n_in=3,                      # channels of the image
     output_stride=16,            # pixels of the image for one value of the body's last map
-    rates=(3,6,9),               # how far apart the taps of the head are, in steps of 32 pixels; `()` for a 1x1 conv alone
+    rates=(3,6,9),               # distances of the head's taps, in steps of 32 pixels; `()` for a 1x1 conv
     init=nn.init.kaiming_normal_,# initialises the head
-    skip=None,                   # stride of an earlier map for DeepLabV3+'s decoder, mostly 4; `None` for DeepLabV3
+    skip=None,                   # stride of an earlier map for DeepLabV3+'s decoder, mostly 4
     separable=True,              # separable 3x3 convs in the decoder?
+    **kwargs                     # for the timm network, if `arch` is the name of one
 ):
     "DeepLabV3 or V3+ on the body of `arch`"
-    return _create(arch, n_out, pretrained, weights, cut, n_in, output_stride, rates, init, skip, separable)[0]
+    args = arch,n_out,pretrained,weights,cut,n_in,output_stride,rates,init,skip,separable
+    return _create(*args, **kwargs)[0]
 
 # %% ../nbs/08_deeplab.ipynb #learner05b
-def _check_rates(rates, sides, stride):
-    "Warn if the largest of the native `rates` steps over the whole map of an image with `sides`"
-    n = min(-(-o//stride) for o in sides)
-    if not rates or max(rates)<n: return
-    fit = tuple(sorted({max(1,r*(n-1)//max(rates)) for r in rates})) if n>1 else ()
-    said = tuple(int(o) if o==int(o) else o for o in [r*stride/32 for r in fit])
-    warnings.warn(f'The largest of these rates steps over {max(rates)*stride} pixels, the whole image of {"x".join(map(str,sides))}, '
-        f'and most taps read padding. `rates={said}` would fit')
+_in_papers = {(6,12,18):16, (12,24,36):8} # DeepLabV3's rates, and the output strides that they are for
 
-@delegates(Learner.__init__)
+def _rates_that_fit(rates, side, stride):
+    "Like the native `rates`, as `deeplab_learner` takes them, but within a map of an image with `side`"
+    n = ceil_div(side, stride)
+    fit = sorted({max(1,r*(n-1)//max(rates)) for r in rates}) if n>1 else ()
+    return tuple(int(o) if o==int(o) else o for o in [r*stride/32 for r in fit])
+
+def _check_rates(rates, sides, stride):
+    "Warn if the largest of `rates` steps over an image with `sides`, or if they are those of a paper"
+    rates = tuple(L(rates))
+    native,side,image = _scale(rates, stride),min(sides),'x'.join(map(str,sides))
+    step = max(native, default=0)*stride
+    fit = f'`rates={_rates_that_fit(native,side,stride)}` would fit' if step>=side else ''
+    if rates in _in_papers and 3*step>2*side:
+        also = f'. For this image of {image}, {fit}' if side<=9*32 else ''
+        warnings.warn('`rates` are in steps of 32 pixels here, at every output stride, and '
+            f"{rates} are the paper's at {_in_papers[rates]}, which are `rates=(3, 6, 9)` here{also}")
+    elif fit:
+        warnings.warn(f'The largest of these rates steps over {step} pixels, the whole image of {image}, '
+            f'and most taps read padding. {fit}')
+
+# %% ../nbs/08_deeplab.ipynb #batch05
+def _check_batch(batch, n_in):
+    "Refuse images of other than `n_in` channels, and targets that are no masks"
+    x,y = batch[0],batch[-1]
+    if x.shape[1]!=n_in:
+        n = x.shape[1]
+        raise ValueError(f'The images have {n} channels, and the network is made for {n_in}: pass `n_in={n}`')
+    if len(batch)>1 and (y.ndim<x.ndim-1 or isinstance(y,(TensorPoint,TensorBBox))):
+        raise ValueError('The targets have to be masks, with a class for each pixel, '
+            f'not a {type(y).__name__} of shape {tuple(y.shape)}: '
+            'make `dls` by `SegmentationDataLoaders`, or with a `MaskBlock`. '
+            'For a class for each image, take `vision_learner`')
+
+# %% ../nbs/08_deeplab.ipynb #lrn05
+@delegates(Learner.__init__, keep=True)
 def deeplab_learner(
     dls,              # `DataLoaders` of images and masks
     arch,             # a function that makes a network, or the name of a timm network
@@ -262,23 +299,29 @@ def deeplab_learner(
     cut=None,         # where the body ends
     n_in=3,           # channels of the image
     output_stride=16, # pixels of the image for one value of the body's last map
-    rates=(3,6,9),    # how far apart the taps of the head are, in steps of 32 pixels; `()` for a 1x1 conv alone
+    rates=(3,6,9),    # distances of the head's taps, in steps of 32 pixels; `()` for a 1x1 conv
     init=nn.init.kaiming_normal_, # initialises the head
-    skip=None,        # stride of an earlier map for DeepLabV3+'s decoder, mostly 4; `None` for DeepLabV3
+    skip=None,        # stride of an earlier map for DeepLabV3+'s decoder, mostly 4
     separable=True,   # separable 3x3 convs in the decoder?
-    **kwargs
+    **kwargs          # for the `Learner`, and for the timm network, if `arch` is the name of one
 ):
     "A `Learner` for DeepLabV3 or V3+ on the body of `arch`"
     n_out = ifnone(n_out, get_c(dls))
-    if not n_out: raise ValueError('`n_out` is not given, and `dls` does not say how many classes there are: pass `n_out`, or set `dls.c`')
-    model,cfg = _create(arch, n_out, pretrained, weights, cut, n_in, output_stride, rates, init, skip, separable)
-    S = model[2].native_stride
-    _check_rates(_scale(L(rates),S), dls.one_batch()[0].shape[2:], S)
+    if not n_out:
+        raise ValueError('`n_out` is not given, and `dls` does not say how many classes there are: '
+            'pass `n_out`, or set `dls.c`')
+    learner_kwargs,timm_kwargs = _split(kwargs, Learner)
+    args = arch,n_out,pretrained,weights,cut,n_in,output_stride,rates,init,skip,separable
+    model,cfg = _create(*args, **timm_kwargs)
+    batch = dls.one_batch()
+    _check_batch(batch, n_in)
+    _check_rates(rates, batch[0].shape[2:], model[2].native_stride)
     meta = model_meta.get(arch, _default_meta)
     if normalize:
         _normalize(dls, arch, normalize, pretrained, weights, n_in)
         _timm_norm(dls, cfg, pretrained, n_in) if cfg else _add_norm(dls, meta, pretrained, n_in)
-    learn = Learner(dls, model, loss_func, opt_func, lr, ifnone(splitter, meta['split']), cbs, metrics, **kwargs)
+    splitter = ifnone(splitter, meta['split'])
+    learn = Learner(dls, model, loss_func, opt_func, lr, splitter, cbs, metrics, **learner_kwargs)
     if pretrained: learn.freeze()
     store_attr('arch,normalize,n_out,pretrained,output_stride,rates,skip', self=learn)
     return learn

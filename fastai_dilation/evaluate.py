@@ -23,7 +23,7 @@ from .strides import *
 from .phases import *
 from .trial import *
 from .output_stride import *
-from .output_stride import _global_pools
+from .output_stride import _global_pools,_network
 from torch.profiler import profile,ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -139,13 +139,13 @@ def _difference(t, native, grid, T):
 
 # %% ../nbs/09_evaluate.ipynb #de305bd7
 def grid_error(
-    model,         # a network; it is left as it was
+    model,         # a network, or a `Learner`; it is left as it was
     output_stride, # the stride to compare with the native one
     x=None,        # a batch, or a tuple of inputs; by default one random image with odd sides
     levels=False,  # of the last map of each native stride, as a dict, or of the last map of all?
 )->float: # as a part of the largest feature
     "Largest difference between the last map of `model` at `output_stride`, on the native grid, and the native map"
-    net = get_model(model)
+    net = _network(model)
     strides = native_strides(net, x)
     xs = strides.sample.xs if x is not None else strides.sample.resized((161,193,97)[:strides.sample.ndim])
     snapshot = Snapshot(net)
@@ -187,12 +187,12 @@ def _what_becomes(name, strides, plan, phased):
     return _in_words(strides.own[name], stride, f'taps {dilation} times as far apart' if dilation>1 else '')
 
 def explain(
-    model,         # a network; it is left as it was
+    model,         # a network, or a `Learner`; it is left as it was
     output_stride, # of the last map
     x=None,        # a sample of its input, if that is not one image
 ): # a `DataFrame`: a row for each layer that reads several positions, in the order in which they return
     "What the layers of `model` read and make natively, in pixels between positions, and what becomes of them at `output_stride`"
-    net = get_model(model)
+    net = _network(model)
     strides,snapshot = native_strides(net,x),Snapshot(net)
     try:
         set_output_stride(net, output_stride, x)
@@ -210,12 +210,21 @@ def _head_pool(net, x):
     "Name of the global pool that the head of `net` begins with"
     outermost = _global_pools(net)
     pools = [n for n in native_strides(net,x).calls if n in outermost]   # in the order in which they return
-    if not pools: raise ValueError(f'{type(net).__name__} has no adaptive pool module in front of its head, so no map of its classes can be had. '
-        'If it takes a mean by a function, put an `nn.AdaptiveAvgPool2d(1)` in its place')
+    if not pools:
+        raise ValueError(f'{type(net).__name__} has no adaptive pool module in front of its head, '
+            'so no map of its classes can be had. '
+            'If it takes a mean by a function, put an `nn.AdaptiveAvgPool2d(1)` in its place')
     size = getattr(net.get_submodule(pools[-1]), 'output_size', 1)
     if set(size if isinstance(size,tuple) else (size,))!={1}:
-        raise ValueError(f'The head of {type(net).__name__} reads {size} positions at once (`{pools[-1]}`), so it cannot be asked about one')
+        raise ValueError(f'The head of {type(net).__name__} reads {size} positions at once (`{pools[-1]}`), '
+            'so it cannot be asked about one')
     return pools[-1]
+
+def _check_batch(net, x):
+    ndim = max([o.weight.ndim for o in net.modules() if isinstance(o,nn.modules.conv._ConvNd)], default=4)
+    if not isinstance(x,Tensor) or x.ndim!=ndim:
+        what = f'of shape {tuple(x.shape)}' if isinstance(x,Tensor) else f'a {type(x).__name__}'
+        raise ValueError(f'`x` has to be a batch of images, a tensor with {ndim} axes, not {what}; one image is `x[None]`')
 
 def class_maps(
     model,           # a `Learner` or a classifier; it is left as it was
@@ -223,7 +232,8 @@ def class_maps(
     output_stride=8, # of the maps
 ): # what it says of each position: batch, classes, and the sides of the map
     "What the head of a classifier says of each position of its last map"
-    net = get_model(model.model if isinstance(model,Learner) else model)
+    net = _network(model)
+    _check_batch(net, x)
     pool,sides = _head_pool(net, x[:1]),[]
     def one_by_one(name, forward, *args, **kwargs):
         if name!=pool: return forward(*args, **kwargs)
@@ -232,8 +242,13 @@ def class_maps(
         positions = features.movedim(1,-1).flatten(0,-2)
         return forward(positions.reshape(*positions.shape, *[1]*len(sides)))
     dilated = _share(net, output_stride)
-    with watched(dilated, one_by_one): scores = dilated(x.as_subclass(Tensor))
-    return scores.unflatten(0, (len(x),*sides)).movedim(-1, 1)
+    try:
+        with watched(dilated, one_by_one): scores = dilated(x.as_subclass(Tensor))
+        return scores.unflatten(0, (len(x),*sides)).movedim(-1, 1)
+    except Exception as e:
+        raise ValueError(f'What comes behind `{pool}` in this {type(net).__name__} is not the head of a classifier, '
+            'which can be asked about one position of the map at a time. '
+            f'A model that answers for each pixel needs no `class_maps` ({e})') from e
 
 # %% ../nbs/09_evaluate.ipynb #608179ad
 def _plot(df):

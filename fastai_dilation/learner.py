@@ -7,6 +7,7 @@ learn = vision_learner(dls, xresnet34, output_stride=8)
 learn = vision_learner(dls, 'resnet18d', output_stride=8) # the name of a timm network
 learn.set_output_stride(16)                               # change it later (not in a U-Net)
 learn = unet_learner(dls, resnet34, output_stride=8)      # torchvision's pretrained encoder, dilated
+learn = unet_learner(dls, 'resnet34d', output_stride=16)  # timm's
 ```
 
 Where the network is cut, how its parameters are grouped and how images are normalised stay as they are. Pretrained weights are loaded before the strides are traded."""
@@ -21,8 +22,11 @@ __all__ = ['GradientCheckpointing', 'create_vision_model', 'create_timm_model', 
 from contextlib import nullcontext
 from torch.utils.checkpoint import checkpoint
 from fastai.vision.all import *
+import inspect
+from collections import OrderedDict
 from fastai.vision import all as vision_all,learner
-from .strides import is_inside,parent
+from .phases import is_sequential
+from .strides import first_line,is_inside,parent
 from .output_stride import *
 from .xresnet import *
 from .pretrained import *
@@ -37,6 +41,8 @@ def create_vision_model(arch, n_out, pretrained=True, weights=None, *args, outpu
     if output_stride is not None: set_output_stride(model[0], output_stride, warn=bool(pretrained or weights))
     return model
 
+
+# %% ../nbs/07_learner.ipynb #timm07b
 @patch_to(learner)
 @delegates(create_timm_model)
 def create_timm_model(arch, n_out, cut=None, pretrained=True, *args, output_stride=None, **kwargs):
@@ -45,25 +51,76 @@ def create_timm_model(arch, n_out, cut=None, pretrained=True, *args, output_stri
     return model,cfg
 
 # %% ../nbs/07_learner.ipynb #e3b302fc
+def _in_a_row(net, name=''):
+    "The modules of `net` by name, with those of nested `Sequential`s in their places"
+    for n,m in net.named_children():
+        if is_sequential(m): yield from _in_a_row(m, f'{name}{n}_')
+        else: yield f'{name}{n}',m
+
+def _n_until(want, x, modules):
+    "How many of `modules`, called one after the other, make `want` of `x`, or 0"
+    n = 0
+    for i,m in enumerate(modules, 1):
+        try: x = m(x)
+        except Exception: break # what follows a map need not take one
+        if isinstance(x,Tensor) and x.shape==want.shape and torch.allclose(x, want): n = i
+    return n
+
+def _timm_encoder(arch, img_size, pretrained, weights, n_in, **kwargs):
+    "timm's network `arch` up to its last map, as a `Sequential`"
+    if weights is not None:
+        words = "A timm network has its weights in its name, as in 'resnet50d.ra2_in1k'"
+        raise ValueError(f'{words}: leave out {weights=}')
+    headless = dict(custom_head=nn.Identity(), init=None)
+    model,cfg = create_timm_model(arch, 1, pretrained=pretrained, n_in=n_in, **headless, **kwargs)
+    body,x = model[0].eval(),torch.randn(1, n_in, *img_size)
+    names,modules = zip(*_in_a_row(body.model))
+    with torch.no_grad():
+        try: last = body(x.clone())
+        except Exception as e:
+            sides = 'x'.join(map(str,img_size))
+            words = f'{arch} does not run on images of {sides}. Take another network ({first_line(e)})'
+            raise ValueError(words) from e
+        n = _n_until(last, x, modules)
+    is_map = last.ndim==4 and last.shape[1]==body.model.num_features # not channels last, no tokens
+    if not n or not is_map:
+        raise ValueError(f'{arch} cannot be the encoder of a U-Net: its modules do not make a map '
+            'one after the other. Take another network, or `deeplab_learner`')
+    res = nn.Sequential(OrderedDict(zip(names[:n],modules))).train()
+    res.default_cfg = cfg # what timm says of its images, for `unet_learner`
+    return res
+
+# %% ../nbs/07_learner.ipynb #unet07b
+def _split(kwargs, cls):
+    "Those of `kwargs` that `cls` takes by name, and the others"
+    known = inspect.signature(cls.__init__).parameters
+    return [{k:v for k,v in kwargs.items() if (k in known)==o} for o in (True,False)]
+
 @patch_to(learner)
 @delegates(create_unet_model)
-def create_unet_model(arch, n_out, img_size, pretrained=True, weights=None, cut=None, *args, output_stride=None, **kwargs):
+def create_unet_model(arch, n_out, img_size, pretrained=True, weights=None, cut=None, n_in=3, output_stride=None, **kwargs):
+    is_timm = isinstance(arch, str)
+    meta = dict(cut=noop) if is_timm else learner.model_meta.get(arch, learner._default_meta)
     def _cut(m):
-        body = create_body(m, cut=ifnone(cut, learner.model_meta.get(arch, learner._default_meta)['cut']))
+        body = create_body(m, cut=ifnone(cut, meta['cut']))
+        if is_timm: body.default_cfg = m.default_cfg
         return body if output_stride is None else set_output_stride(body, output_stride, warn=bool(pretrained or weights))
-    return learner._orig_create_unet_model(arch, n_out, img_size, pretrained, weights, _cut, *args, **kwargs)
+    if is_timm:
+        kwargs,timm_kwargs = _split(kwargs, DynamicUnet)
+        encoder = _timm_encoder(arch, img_size, pretrained, weights, n_in, **timm_kwargs)
+        arch,n_in = lambda **_: encoder, 3 # 3: its first layer is not to be changed, it has the channels already
+    return learner._orig_create_unet_model(arch, n_out, img_size, pretrained, weights, _cut, n_in, **kwargs)
 
 # %% ../nbs/07_learner.ipynb #bf3221b2
-for o in ('vision_learner', 'unet_learner', 'cnn_learner', 'create_cnn_model'): use_kwargs_dict(keep=True, output_stride=None)(getattr(learner,o))
+for o in ('vision_learner', 'unet_learner', 'cnn_learner', 'create_cnn_model'):
+    use_kwargs_dict(keep=True, output_stride=None)(getattr(learner,o))
 for d in (globals(), vars(vision_all)): d.update({o:getattr(learner,o) for o in _all_})
 
 # %% ../nbs/07_learner.ipynb #087ffb44
 @patch
 def set_output_stride(self:Learner, output_stride): # pixels of the image for one value of the last map
     "Trade the strides of the model beyond `output_stride` for dilation"
-    set_output_stride(self.model, output_stride)
-    self.output_stride = output_stride
-    return self
+    return set_output_stride(self, output_stride)
 
 # %% ../nbs/07_learner.ipynb #ck02
 def _blocks(net):

@@ -18,7 +18,7 @@ __all__ = ['Found', 'make_plan', 'restore_all', 'apply', 'enlarge', 'outermost_o
            'set_output_stride', 'native_strides', 'get_output_stride', 'output_strides', 'pool_over']
 
 # %% ../nbs/04_output_stride.ipynb #954f735d
-import itertools,warnings
+import inspect,itertools,warnings
 from copy import deepcopy
 from collections import defaultdict,namedtuple
 from fastai.vision.all import *
@@ -120,8 +120,8 @@ def _native_records(net, strides, T, x):
         try: return [(xs,native_record(net,strides,xs)) for xs in inputs]
         except Exception as e: errors.append(e)
     if x is not None: return [(strides.sample.xs, native_record(net,strides,strides.sample.xs))]
-    raise CannotDilate(None, f'{type(net).__name__} does not run on a small image: {first_line(errors[0])}. '
-        'Give one that it runs on: `x=`')
+    raise CannotDilate(None, f'{type(net).__name__} does not run on a small image. '
+        f'Give one that it runs on: `x=` ({first_line(errors[0])})')
 
 # %% ../nbs/04_output_stride.ipynb #5596e02e
 Found = namedtuple('Found', 'phased lost misfit')
@@ -164,6 +164,8 @@ def _is_number(T): return hasattr(T,'__index__') and not isinstance(T,bool)
 def _refuse_other_strides(net, T, possible):
     words = f'`output_stride` of this {type(net).__name__} can be one of {possible}, not {T!r}'
     if not _is_number(T): raise TypeError(words)
+    n = max(possible)
+    if T>n: words += f'. It was built at {n}; if with dilation (timm: `output_stride=8`), build it without'
     if T not in possible: raise CannotDilate(None, words)
 
 def _refuse_late_layers(now, native, changed):
@@ -180,12 +182,13 @@ def _refuse_decoders(net, strides, T, phased):
         knows_its_fineness = isinstance(kind_of(net.get_submodule(name)), SpacedKind)
         if makes_larger and not knows_its_fineness and not is_inside(name, phased):
             raise CannotDilate(name, 'it makes maps larger: a decoder is built for the sizes of its encoder. '
-                f'Change the encoder with `output_stride={T}` before the decoder is built')
+                f'Change the encoder with `output_stride={T}` before the decoder is built. '
+                'A network that keeps a fine map beside the coarse ones (HRNet) has that one to take')
 
 def _refuse_hidden_strides(net, strides, misfit):
     if not misfit or not strides.reads(misfit): return
-    raise CannotDilate(misfit, f'it reads a map of stride {max(strides.reads(misfit))}, and before it the size of the map changes '
-        f'in the `forward` of {type(net).__name__} itself, where no stride can be traded')
+    raise CannotDilate(misfit, f'it reads a map of stride {max(strides.reads(misfit))}, and before it the size of the map '
+        f'changes in the `forward` of {type(net).__name__} itself, where no stride can be traded. Make a module of that step')
 
 # %% ../nbs/04_output_stride.ipynb #e4f036cf
 def _refuse_what_is_no_map(strides, lost):
@@ -194,7 +197,8 @@ def _refuse_what_is_no_map(strides, lost):
         if not grids: continue
         has_sides = len(grids[0].dims)==strides.sample.ndim
         raise CannotDilate(name or None, 'its stride is not the same on every axis' if has_sides else
-            'it reads several positions of a list of tokens, which is no map: a transformer has no stride to trade behind its patches')
+            'it reads several positions of a list of tokens, which is no map: '
+            'a transformer has no stride to trade behind its patches')
 
 def _refuse_crashes(net, lost):
     crashed = {n:e for n,e in lost.items() if e is not None}
@@ -204,28 +208,50 @@ def _refuse_crashes(net, lost):
     raise CannotDilate(name or None, f'{who} does not run on a finer map: {first_line(e)}')
 
 # %% ../nbs/04_output_stride.ipynb #33d78233
-class InexactWarning(UserWarning): "At its new output stride a network is not the function that it was"
+class InexactWarning(UserWarning):
+    "At its new output stride a network is not the function that it was"
 
-def _inexact(net, T, lost):
+def _pools_would_do(net, T, x):
+    "Would the native `net` be exact at output stride `T` if its pools read the native positions? It stays as it is"
+    if not _global_pools(net): return False
+    snapshot = Snapshot(net)
+    try:
+        strides = follow(pool_over(restored(net), 'grid', x), x)
+        return not try_out(net, strides, T, make_plan(strides,T), x).lost
+    except ValueError: return False # it has no such pools
+    finally: snapshot.put_back()
+
+def _inexact(net, T, lost, x):
     "In words, what is not exact in `net` at output stride `T`"
     name = next(iter(lost))
     who = f'`{name}` ({type(net.get_submodule(name)).__name__})' if name else 'in its own `forward` it'
-    return (f'At output_stride={T} this {type(net).__name__} is not exact: {who} reads several positions of a map, or resizes it, '
-        f'and cannot run by phases. `grid_error(model, {T})` says by how much. '
+    what_to_do = ("It would be with `pool_over(model, 'grid')`" if _pools_would_do(net, T, x) else
         'Train on at this stride, or let `to_pixels` do the resizing')
+    return (f'At output_stride={T} this {type(net).__name__} is not exact: {who} reads several positions of a map, '
+        f'or resizes it, and cannot run by phases. `grid_error(model, {T})` says by how much. {what_to_do}')
 
 # %% ../nbs/04_output_stride.ipynb #4c55e901
+def _is_program(model):
+    "Are the layers of `model` gone, as in what `torch.jit` and `torch.export` make?"
+    if isinstance(model, torch.fx.GraphModule): return not any(kind_of(o) for o in model.modules())
+    return isinstance(model, (torch.jit.ScriptModule,torch.export.ExportedProgram))
+
 def _network(model):
-    "The network in `model`, which may be compiled or spread over devices"
-    if isinstance(model, torch.jit.ScriptModule):
-        raise CannotDilate(None, 'A scripted network cannot be changed: set its output stride, then script it')
+    "The network in `model`, which may be in a `Learner`, compiled or spread over devices"
+    if isinstance(model, Learner): return _network(model.model)
+    if _is_program(model):
+        raise CannotDilate(None, 'A scripted, traced or exported network cannot be changed: '
+            'set the output stride of the network that it was made of, then script or export that')
     if not isinstance(model, nn.Module):
-        hint = '; call it to make one' if callable(model) else ''
-        raise TypeError(f'`model` has to be a network, not {model!r}{hint}')
+        arch = getattr(model, 'func', model) # of a `partial`
+        makes_one = inspect.isroutine(arch) or isinstance(arch, type)
+        what = f'a function; call it to make one: `{arch.__name__}()`' if makes_one else repr(model)
+        raise TypeError(f'`model` has to be a network, not {what}')
     if hasattr(model, '_orig_mod'): return _network(model._orig_mod)
     is_spread = isinstance(model, (nn.parallel.DistributedDataParallel,nn.DataParallel))
     return _network(model.module) if is_spread else model
 
+# %% ../nbs/04_output_stride.ipynb #tell04
 def _tell_strides(net, T):
     "Let timm's `feature_info` say what strides the maps have"
     for m in net.modules():
@@ -245,38 +271,43 @@ def _rolled_back_on_error(net):
         snapshot.put_back()
         raise
 
-# %% ../nbs/04_output_stride.ipynb #ce32012f
-def set_output_stride(
-    model,         # a network: whole, or cut; on any device; it is changed in place
-    output_stride, # pixels of the image for one value of the last map: one of `output_strides(model)`
-    x=None,        # a sample of its input, a tensor or a tuple, if that is not one image
-    warn=True,     # warn if the network is not exact at that stride?
-):
-    "Trade the strides of `model` beyond `output_stride` for dilation; returns `model`"
-    net,T = _network(model),output_stride
+# %% ../nbs/04_output_stride.ipynb #change04
+def _change(net, T, x):
+    "Set the output stride of `net` to `T`; returns what is lost, by name, with the error if there was one"
     if isinstance(net, DynamicUnet):
-        if T==get_output_stride(net, x): return model
+        if T==get_output_stride(net, x): return {}
         raise CannotDilate(None, 'The decoder of a U-Net is built for the sizes of its encoder. '
             f'Build the net anew with output_stride={T!r}')
     now = follow(net, x)
-    if _is_number(T) and T==now.output: return model
+    if _is_number(T) and T==now.output: return {}
     with _rolled_back_on_error(net):
         changed = {n for n,m in net.named_modules() if {'_undo','_native'} & vars(m).keys()}
         restore_all(net)
         strides = follow(net, x) if changed else now
         _refuse_late_layers(now, strides, changed)
         _refuse_other_strides(net, T, strides.possible)
-        lost = {}
-        if T<strides.output:
-            found = try_out(net, strides, T, make_plan(strides,T), x)
-            lost = found.lost
-            if lost:
-                _refuse_decoders(net, strides, T, found.phased)
-                _refuse_hidden_strides(net, strides, found.misfit)
-                _refuse_what_is_no_map(strides, lost)
-                _refuse_crashes(net, lost)
-            _tell_strides(net, T)
-    if warn and lost: warnings.warn(_inexact(net, T, lost), InexactWarning, stacklevel=2)
+        if T==strides.output: return {}
+        found = try_out(net, strides, T, make_plan(strides,T), x)
+        if found.lost:
+            _refuse_decoders(net, strides, T, found.phased)
+            _refuse_hidden_strides(net, strides, found.misfit)
+            _refuse_what_is_no_map(strides, found.lost)
+            _refuse_crashes(net, found.lost)
+        _tell_strides(net, T)
+    return found.lost
+
+# %% ../nbs/04_output_stride.ipynb #ce32012f
+def set_output_stride(
+    model,         # a network, whole or cut, or the `Learner` of one; it is changed in place
+    output_stride, # pixels of the image for one value of the last map: one of `output_strides(model)`
+    x=None,        # a sample of its input, a tensor or a tuple, if that is not one image
+    warn=True,     # warn if the network is not exact at that stride?
+):
+    "Trade the strides of `model` beyond `output_stride` for dilation; returns `model`"
+    net = _network(model)
+    lost = _change(net, output_stride, x)
+    if isinstance(model, Learner): model.output_stride = output_stride
+    if warn and lost: warnings.warn(_inexact(net, output_stride, lost, x), InexactWarning, stacklevel=2)
     return model
 
 # %% ../nbs/04_output_stride.ipynb #1c5b4ca6
@@ -287,15 +318,16 @@ def native_strides(net, x=None):
     finally: snapshot.put_back()
 
 def get_output_stride(
-    model,  # a network; of a U-Net, its encoder counts
+    model,  # a network, or a `Learner`; of a U-Net, its encoder counts
     x=None, # a sample of its input, if that is not one image
 )->int: # pixels of the image for one value of its coarsest map
     "Output stride that `model` has now; it is run unseen to find out"
     net = _network(model)
     return follow(net[0] if isinstance(net,DynamicUnet) else net, x).output
 
+# %% ../nbs/04_output_stride.ipynb #os04b
 def output_strides(
-    model,  # a network
+    model,  # a network, or a `Learner`
     x=None, # a sample of its input, if that is not one image
 )->list: # of numbers, the native stride last
     "Output strides that `model` can have"
@@ -321,7 +353,7 @@ def _as_plain(pool):
 
 # %% ../nbs/04_output_stride.ipynb #4cab3b52
 def pool_over(
-    model,            # a network with pool modules that read a whole map; it is changed in place
+    model,            # a network with pool modules that read a whole map, or its `Learner`; it is changed in place
     positions='grid', # the native ones ('grid'), all up to the last native one ('inside'), or all, as in PyTorch ('all')
     x=None,           # a sample of its input, if that is not one image
 ):

@@ -219,4 +219,7 @@ def vision_learner(dls, arch, normalize=True, n_out=None, pretrained=True, weigh
 @delegates(unet_learner, keep=True)
 def unet_learner(dls, arch, normalize=True, n_out=None, pretrained=True, weights=None, *args, **kwargs):
     _normalize(dls, arch, normalize, pretrained, weights, kwargs.get('n_in',3))
-    return learner._orig_unet_learner(dls, arch, normalize, n_out, pretrained, weights, *args, **kwargs)
+    learn = learner._orig_unet_learner(dls, arch, normalize, n_out, pretrained, weights, *args, **kwargs)
+    is_timm = isinstance(arch, str) # `create_unet_model` leaves with its encoder what timm says of its images
+    if is_timm and normalize: _timm_norm(dls, learn.model[0].default_cfg, pretrained, kwargs.get('n_in',3))
+    return learn

@@ -277,14 +277,15 @@ def follow(net, x=None):
     res = _first_that_runs(net, x)
     if res.own and not any(res.reads(n) for n in res.own):
         raise CannotDilate(None, f'In {type(net).__name__} no layer reads a map that grows with the image: does it resize its input? '
-            "Then change the module that reads what is resized, such as a detector's `backbone`")
+            "Then change the module that reads what is resized, such as a detector's `backbone` "
+            '(`backbone.body`, if there is a pyramid in it)')
     return res
 
 # %% ../nbs/01_strides.ipynb #91ebb560
 def first_line(e): return str(e).partition(chr(10))[0][:200]
 
 def _why_it_does_not_run(net, x, error):
-    "In words, why `net` cannot be followed"
+    "In words, why `net` cannot be followed, and what would do"
     name,sample = type(net).__name__,samples(net,x)[0]
     own = (getattr(net,'default_cfg',None) or {}).get('input_size', ()) # timm's networks name it
     usual = *own[-1:],224,256,384,160,112
@@ -292,7 +293,8 @@ def _why_it_does_not_run(net, x, error):
         try: _shapes(net, sample.resized([px]*sample.ndim,'meta'), meta=True)
         except Exception: continue
         sides = 'x'.join([str(px)]*sample.ndim)
-        return f'{name} does not run on all sizes of image, but on {sides}, so its strides cannot be followed'
+        return (f'{name} does not run on all sizes of image, but on {sides}, so its strides cannot be followed. '
+            "Take one that does: a convnet, or timm's Swin with `strict_img_size=False`")
     n = sample.first.shape[1]
-    return (f'{name} does not run on an image with {n} channel{"s"*(n>1)}: {first_line(error)}. '
-        'Give a sample of what it reads, a tensor or a tuple: `x=`')
+    return (f'{name} does not run on an image with {n} channel{"s"*(n>1)}. '
+        f'Give a sample of what it reads, a tensor or a tuple: `x=` ({first_line(error)})')

@@ -6,8 +6,10 @@ from hypothesis import given, settings, strategies as st
 from fastai.vision.all import F, Normalize, create_body, foreground_acc, nn, xresnet18, xresnet18_deep
 from fastai_dilation.all import create_deeplab_model, deeplab_learner, get_output_stride, output_stride_report
 from fastai_dilation.all import pool_over, set_output_stride, to_pixels, vision_learner
+from fastai_dilation.deeplab import _check_rates
 from seg_checks import loads_elsewhere, says_the_same_compiled_and_exported
-from seg_data import make_files, seg_dls
+from safetensors.torch import save_file
+from seg_data import class_dls, make_files, seg_dls
 from util import alive, close, randomize, same, tensors
 
 def rates_of(m): return [o.dilation[0] for o in m[1].modules() if isinstance(o,nn.Conv2d) and o.kernel_size==(3,3)]
@@ -90,7 +92,7 @@ def warned(f, *args, **kwargs):
     with warnings.catch_warnings(record=True) as ws:
         warnings.simplefilter('always', UserWarning)
         res = f(*args, **kwargs)
-    return res,[str(o.message) for o in ws if str(o.message).startswith(('At output','The largest'))]
+    return res,[str(o.message) for o in ws if str(o.message).startswith(('At output','The largest','`rates` are'))]
 
 def test_warnings():
     "Neither building nor a change of stride warns of the head's own mean, over the native grid or over all"
@@ -166,6 +168,36 @@ def test_report(dls):
     pool_over(learn.model, 'grid')
     df = output_stride_report(learn, n=2)
     assert df.shape[0]==3 and df.grid_error.max()<1e-5
+
+def test_rates_of_a_paper_are_warned_of(dls):
+    "Those of 16 and 8, where they step over two thirds of an image; it is said what to write, and that fits"
+    for rates,T,side in (((6,12,18),16,864), ([12,24,36],8,1728)):
+        words, = warned(_check_rates, rates, (side-1,2048), 32)[1]
+        assert f'{tuple(rates)} are the paper' in words and f'at {T}, which are `rates=(3, 6, 9)` here' in words and 'would fit' not in words
+        assert not warned(_check_rates, rates, (side,2048), 32)[1] and not warned(_check_rates, (3,6,9), (513,513), 32)[1]
+    for rates in ((6,12,17), (4,8,12), (18,)): assert not warned(_check_rates, rates, (600,600), 32)[1] # not for others
+    words, = warned(deeplab_learner, dls, small, pretrained=False, rates=(6,12,18))[1]
+    assert words.startswith('`rates` are in steps of 32 pixels') and words.endswith('For this image of 64x64, `rates=(1,)` would fit')
+
+def test_timms_keywords(dls, tmp_path):
+    "Weights from a file, in both learners' heads, and in the model alone; the Learner's keywords go to it"
+    theirs = randomize(timm.create_model('resnet18d'))
+    save_file(theirs.state_dict(), tmp_path/'w.safetensors')
+    kw = dict(pretrained_cfg_overlay=dict(file=str(tmp_path/'w.safetensors')), rates=(1,))
+    learn = deeplab_learner(dls, 'resnet18d', path=tmp_path, wd=.1, skip=4, **kw)
+    assert (learn.path,learn.wd)==(tmp_path,.1)
+    for m in (learn.model, create_deeplab_model('resnet18d', 2, **kw)):
+        assert all(v.equal(theirs.state_dict()[k]) for k,v in m[0].model.state_dict().items())
+    with pytest.raises(TypeError, match='ouput_stride.*are not known'): deeplab_learner(dls, small, pretrained=False, ouput_stride=8)
+
+@pytest.mark.parametrize('kw,words', [({},'have to be masks.*not a TensorCategory.*`MaskBlock`.*take `vision_learner`$'),
+    (dict(n_in=4),'images have 3 channels.*made for 4: pass `n_in=3`$')], ids=['no_masks','channels'])
+def test_other_data_are_refused(tmp_path, kw, words):
+    "Before any training, and the data are as they were"
+    dls = class_dls(make_files(tmp_path))
+    before = [*dls.after_batch.fs]
+    with pytest.raises(ValueError, match=words): deeplab_learner(dls, small, pretrained=False, rates=(1,), **kw)
+    assert [*dls.after_batch.fs]==before
 
 def uncut(pretrained): return nn.Sequential(nn.Conv2d(3,8,3,2))
 refused = [(dict(rates=(0,1)),'whole numbers from 1'), (dict(rates=(1.5,)),'whole numbers from 1'),

@@ -1,0 +1,138 @@
+"What a user reads when something is refused or warned of: who and why, then what to do; and the model is as it was"
+from functools import partial
+import pytest, timm, torch, torchvision.models as tvm
+from fastai.vision.all import CrossEntropyLossFlat, Learner, create_body, nn, xresnet18
+from fastai_dilation.all import (CannotDilate, class_maps, create_deeplab_model, create_unet_model, deeplab_learner, explain,
+    get_output_stride, grid_error, output_strides, pool_over, set_output_stride)
+from fastai_dilation.__main__ import main as ask
+from torchvision.models import detection, segmentation
+from seg_data import class_dls, make_files, seg_dls
+from util import close, randomize, said, same, slow_if, tensors
+
+def small(pretrained=False, **kwargs): return xresnet18(widen=.25, **kwargs)
+def state(m): return [(n,type(o),str(o)) for n,o in m.named_modules()]
+
+@pytest.fixture(scope='module')
+def path(tmp_path_factory): return make_files(tmp_path_factory.mktemp('data'))
+
+# the network, the stride that it is asked for, and words in the order in which they are read
+refused = dict(
+    vit = (lambda: timm.create_model('vit_tiny_patch16_224'), 8, 'VisionTransformer.*but on 224x224.*Take.*a convnet'),
+    vit_all_sizes = (lambda: timm.create_model('vit_tiny_patch16_224',dynamic_img_size=True), 8, 'list of tokens.*no stride to trade'),
+    swin = (lambda: timm.create_model('swin_tiny_patch4_window7_224'), 8, 'SwinTransformer.*but on 224x224.*`strict_img_size=False`'),
+    hrnet = (lambda: timm.create_model('hrnet_w18_small'), 16, r'it makes maps larger.*\(HRNet\) has that one to take'),
+    detector = (lambda: detection.ssdlite320_mobilenet_v3_large(weights=None,weights_backbone=None), 8,
+        "SSD no layer reads.*resize its input.*such as a detector's `backbone`"),
+    timm_at_8 = (lambda: timm.create_model('resnet18',output_stride=8), 16, r'ResNet can be one of \[1, 2, 4, 8\], not 16.*built at 8.*without'),
+    torchvision_fcn = (lambda: segmentation.fcn_resnet50(weights=None,weights_backbone=None), 16, 'FCN can be one of.*built at 8.*without'),
+    unet = (lambda: create_unet_model(small,2,(64,64),pretrained=False), 8, 'decoder of a U-Net.*Build the net anew with output_stride=8'))
+
+@pytest.mark.parametrize('name', slow_if(refused, 'all_sizes', 'detector'))
+def test_a_refusal_says_who_and_why_and_then_what_to_do(name):
+    "The model is as it was: its modules, their classes and settings, and its weights"
+    make,T,words = refused[name]
+    m = make()
+    before,ts = state(m),tensors(m)
+    with pytest.raises(CannotDilate, match=words): set_output_stride(m, T)
+    assert state(m)==before and same(m, ts)
+
+@pytest.mark.slow
+def test_what_a_refusal_advises_does():
+    "A Swin for all sizes has its strides traded"
+    m = timm.create_model('swin_tiny_patch4_window7_224', strict_img_size=False)
+    assert said(set_output_stride, m, 16)==[] and get_output_stride(m)==16
+
+programs = dict(scripted=torch.jit.script, traced=lambda m: torch.jit.trace(m, torch.randn(1,3,64,64)),
+    exported=lambda m: torch.export.export(m, (torch.randn(1,3,64,64),)), exported_module=lambda m: torch.export.export(m, (torch.randn(1,3,64,64),)).module())
+
+@pytest.mark.parametrize('name', programs)
+def test_a_program_is_no_network_to_be_changed(name):
+    with pytest.raises(CannotDilate, match='exported network cannot be changed: set.*then script or export'):
+        set_output_stride(programs[name](tvm.resnet18().eval()), 8)
+
+@pytest.mark.parametrize('f', [set_output_stride, grid_error, explain, lambda m,T: class_maps(m,torch.randn(1,3,64,64),T)],
+    ids=['set_output_stride','grid_error','explain','class_maps'])
+def test_a_function_without_brackets(f):
+    "All functions say to call it; nothing else is told to be called"
+    for arch,name in ((tvm.resnet18,'resnet18'), (xresnet18,'xresnet18'), (partial(xresnet18,widen=.5),'xresnet18'), (nn.Linear,'Linear')):
+        with pytest.raises(TypeError, match=rf'call it to make one: `{name}\(\)`'): f(arch, 8)
+    for o in ('resnet18', None):
+        with pytest.raises(TypeError, match=f'has to be a network, not {o!r}$'): f(o, 8)
+
+def test_a_learner_is_as_good_as_its_model(path):
+    "It is changed inside and notes its stride; after an error both are as they were"
+    learn = Learner(class_dls(path), small(n_out=2), loss_func=CrossEntropyLossFlat())
+    assert set_output_stride(learn, 8) is learn and learn.output_stride==get_output_stride(learn)==get_output_stride(learn.model)==8
+    assert output_strides(learn)[-1]==32 and grid_error(learn, 16)<1e-5 and explain(learn, 16).equals(explain(learn.model, 16))
+    before,ts = state(learn.model),tensors(learn.model)
+    with pytest.raises(CannotDilate, match='can be one of'): set_output_stride(learn, 12)
+    assert learn.output_stride==8 and state(learn.model)==before and same(learn.model, ts)
+
+@pytest.mark.parametrize('skip', [None,4])
+def test_our_own_deeplab_learner_warns_of_nothing(path, skip):
+    "At another stride it is exact, as its page says"
+    learn = deeplab_learner(seg_dls(path), small, pretrained=False, rates=(1,), skip=skip)
+    randomize(learn.model)
+    for T in (8,32,16): assert said(learn.set_output_stride, T)==[] and learn.output_stride==T
+    for T in (16,8): assert grid_error(nn.Sequential(*learn.model[:2]) if skip is None else learn, T)<1e-5
+
+class Gate(nn.Module):
+    "Multiplies a map with its mean, in the forward of the whole network"
+    def __init__(self, mean):
+        super().__init__()
+        self.stem,self.mean = nn.Sequential(nn.Conv2d(3,8,3,2,1), nn.Conv2d(8,8,3,2,1)),mean
+        self.last = nn.Conv2d(8,8,3,1,1)
+    def forward(self, x):
+        x = self.stem(x)
+        return self.last(x*self.mean(x).sigmoid())
+
+class Mean(nn.Module):
+    def forward(self, x): return x.mean((2,3), keepdim=True)
+
+def test_a_warning_names_pool_over_where_it_makes_the_net_exact():
+    m,x = Gate(nn.AdaptiveAvgPool2d(1)).double(),torch.randn(2,3,97,130).double()
+    with torch.no_grad(): native = m(x)
+    words, = said(set_output_stride, m, 1)
+    assert words.startswith('At output_stride=1 this Gate is not exact') and '`grid_error(model, 1)`' in words
+    assert words.endswith("with `pool_over(model, 'grid')`") and grid_error(m, 1)>1e-3
+    with torch.no_grad(): close(pool_over(m,'grid')(x)[...,::4,::4], native, 1e-12)
+    assert grid_error(m, 1)<1e-12 and said(set_output_stride, set_output_stride(m,4), 1)==[]
+
+class WithHead(Gate):
+    "Has a pool module too, but one that has no part in what is off"
+    def __init__(self):
+        super().__init__(Mean())
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8,3))
+    def forward(self, x): return self.head(super().forward(x))
+
+@pytest.mark.parametrize('m', [Gate(Mean()), WithHead()], ids=['no_pool','another_pool'])
+def test_a_warning_does_not_name_pool_over_where_it_would_not_do(m):
+    words, = said(set_output_stride, m, 1)
+    assert 'pool_over' not in words and '`grid_error(model, 1)`' in words and 'Train on' in words
+
+def test_what_is_tried_for_a_warning_leaves_no_trace():
+    "The network is the same with a warning and without"
+    a,b = [Gate(nn.AdaptiveAvgPool2d(1)) for _ in range(2)]
+    b.load_state_dict(a.state_dict())
+    said(set_output_stride, a, 1)
+    assert state(a)==state(set_output_stride(b, 1, warn=False)) and same(a, tensors(b))
+    assert state(set_output_stride(a, 4))==state(Gate(nn.AdaptiveAvgPool2d(1)))
+
+def test_class_maps_says_what_it_needs():
+    "The head of a classifier, and a batch; the model is as it was"
+    x = torch.randn(1,3,64,64)
+    cases = [(create_deeplab_model(small,3,pretrained=False), 'DeepLab is not the head of a classifier'),
+        (create_body(small()), 'no adaptive pool module in front of its head'), (tvm.densenet121(), 'put an `nn.AdaptiveAvgPool2d')]
+    for m,words in cases:
+        before,ts = state(m),tensors(m)
+        with pytest.raises(ValueError, match=words): class_maps(m, x, 8)
+        assert state(m)==before and same(m, ts)
+    for wrong,words in ((x[0],r'not of shape \(3, 64, 64\)'), (x.numpy(),'not a ndarray')):
+        with pytest.raises(ValueError, match=f'has to be a batch of images.*{words}'): class_maps(small(n_out=2), wrong, 8)
+
+@pytest.mark.parametrize('args,words', [(('vit_tiny_patch16_224',8),'refused: VisionTransformer'),
+    (('resnet18',12),'refused: `output_stride` of this ResNet can be one of'),
+    (('resnet18dd',8),'of no network of fastai, timm or torchvision: did you mean resnet18d')], ids=['refused','stride','name'])
+def test_the_command_says_it_in_a_line(args, words):
+    with pytest.raises(SystemExit) as e: ask(*args)
+    assert words in str(e.value) and '\n' not in str(e.value)
