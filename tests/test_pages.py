@@ -6,6 +6,8 @@ from fastcore.nbio import read_nb
 
 root = Path(__file__).parent.parent
 sys.path.insert(0, str(root/'docs'))
+import pages as site
+from api import public, signature
 from pages import plain_pages, undefined, visible_code, without_quick
 
 @pytest.fixture(scope='module')
@@ -32,8 +34,25 @@ def test_real_numbers():
     assert without_quick("for o in ('é' if quick else xs[:2]): print(o)")=='for o in (xs[:2]): print(o)'
     assert without_quick('if quick:\n    a = 1\n    b = 2\nc = 3')=='c = 3'
 
+def test_api_has_all_public_names():
+    "The API page has what `from fastai_dilation.all import *` brings, with arguments as they are"
+    from fastai_dilation import all as public_names
+    entries = {k:f for objs in public().values() for k,f in objs.items()}
+    assert {k for k in entries if '.' not in k}==set(public_names.__all__)
+    assert signature('grid_error', entries['grid_error'])=='grid_error(model, output_stride, x=None, levels=False)'
+    assert signature('vision_learner', entries['vision_learner'])=='vision_learner(dls, arch, ..., output_stride=None)'
+
+def test_source_links(monkeypatch):
+    "Without an address of the repository there is no link to a source; with one it leads to the line of the definition"
+    monkeypatch.setattr(site, 'git_url', '')
+    assert site.source_link('to_pixels', 'deeplab')==''
+    monkeypatch.setattr(site, 'git_url', 'https://github.com/OWNER/NAME')
+    url,line = site.source_link('to_pixels', 'deeplab').strip().removeprefix('[source](').removesuffix(')').split('#L')
+    assert url=='https://github.com/OWNER/NAME/blob/main/fastai_dilation/deeplab.py'
+    assert (root/'fastai_dilation'/'deeplab.py').read_text().splitlines()[int(line)-1].startswith('def to_pixels(')
+
 # pages that take seconds; the others train, or try out the library for minutes
-@pytest.mark.parametrize('name', ['00_layers','11_check','index','tutorials/levels'])
+@pytest.mark.parametrize('name', ['00_layers','index','tutorials/levels'])
 def test_a_page_runs(pages, tmp_path, name):
     "The code of a page, copied into a file, runs in an empty folder"
     (tmp_path/'copied.py').write_text('\n\n'.join(pages[name]), encoding='utf-8')
