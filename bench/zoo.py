@@ -186,7 +186,9 @@ def page(rows, known):
 ## The best-known ones
 
 *Exact*: on its native grid, the last map is the native one, to the error that stands beside it (in double precision, as below). Another network is
-asked by `python -m fastai_dilation NAME 8`.
+asked by `python -m fastai_dilation NAME 8`. Where the sides are not 7, 14 and 28, they follow from exactness: a layer that does not pad its border has
+fewer positions (ConvNeXt, Inception), and timm's VGG has its last map behind a conv that reads 7x7 values at once. So resize a map by its stride
+(`to_pixels`), and not to the image's size.
 
 {marks[0]}{known}{marks[1]}
 
