@@ -159,8 +159,14 @@ def popular_table():
             for name in names.split(', '):
                 rows.append(known_row(fam, lib, name))
                 print(*rows[-1], flush=True)
-    cols = 'family','network','from','at 16','at 8','sides of the maps of 224 px: 32, 16, 8','why refused'
-    return '\n'.join(f"| {' | '.join(o)} |" for o in [cols, ['---']*len(cols), *[(o[0],f'`{o[1]}`',*o[2:]) for o in rows]])
+    return best_known_tables(rows)
+
+def best_known_tables(rows):
+    "What `known_row` says of networks as Markdown: those that change, and those that are refused, with the reason"
+    rows = [(fam,f'`{name}`',*o) for fam,name,*o in rows]
+    def lines(cols, rows): return '\n'.join(f"| {' | '.join(o)} |" for o in [cols, ['---']*len(cols), *rows])
+    changed = lines(['family','network','from','at 16','at 8','224 px, at 32, 16, 8'], [o[:-1] for o in rows if not o[-1]])
+    return f"{changed}\n\n{lines(['family','network','from','why refused'], [(*o[:3],o[-1]) for o in rows if o[-1]])}"
 
 def clause(s):
     "What a reader needs of the warning or error `s`"
@@ -186,7 +192,8 @@ def page(rows, known):
 ## The best-known ones
 
 *Exact*: on its native grid, the last map is the native one, to the error that stands beside it (in double precision, as below). Another network is
-asked by `python -m fastai_dilation NAME 8`. Where the sides are not 7, 14 and 28, they follow from exactness: a layer that does not pad its border has
+asked by `python -m fastai_dilation NAME 8`. The last column has
+the sides of its maps of an image of 224 pixels. Where they are not 7, 14 and 28, they follow from exactness: a layer that does not pad its border has
 fewer positions (ConvNeXt, Inception), and timm's VGG has its last map behind a conv that reads 7x7 values at once. So resize a map by its stride
 (`to_pixels`), and not to the image's size.
 
