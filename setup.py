@@ -17,4 +17,5 @@ version = re.search(r'__version__ = "(.+)"', (root/lib/'__init__.py').read_text(
 setup(name=lib, version=version, description=cfg['description'], keywords=cfg['keywords'].split(), author=cfg['author'],
     license=cfg['license'], classifiers=classifiers, long_description=(root/'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown', python_requires=f">={cfg['min_python']}", packages=find_packages(include=[lib]),
-    install_requires=cfg['requirements'].split(), extras_require={k[:-len('_requirements')]:v.split() for k,v in cfg.items() if k.endswith('_requirements')}, entry_points=entry_points)
+    install_requires=cfg['requirements'].split(), extras_require={k[:-len('_requirements')]:v.split() for k,v in cfg.items() if k.endswith('_requirements')}, entry_points=entry_points,
+    project_urls=dict(Repository=cfg['git_url']) if 'git_url' in cfg else {})

@@ -1,10 +1,13 @@
-"What an output stride does to the smallest networks of each family of timm and torchvision; writes docs/networks.md"
+"What an output stride does to the smallest two networks of each family of timm and torchvision, and to the best-known ones; writes docs/networks.md"
 import json, re, signal, sys, timm, torch, traceback, warnings
-import torchvision.models as tvm
+import fastai.vision.models.xresnet as xresnets, torchvision.models as tvm
 from pathlib import Path
 from fastai.vision.all import *
 from fastai_dilation.all import *
+from fastai_dilation.evaluate import _before_pixels,_last_maps
 from fastai_dilation.layers import CannotDilate
+from fastai_dilation.output_stride import native_strides
+from fastai_dilation.strides import closed_inside
 from fastcore.script import call_parse
 from fastcore.xdg import xdg_cache_home
 
@@ -23,12 +26,31 @@ crash: any other error, which is a bug""".split('\n'))
 bugs,tol = ['silent','crash'],1e-9
 # native sides are odd in the first image, and even in the second; what does not run on those has its own size
 sides = (65,129),(64,128)
-popular = '''resnet50 resnet50d seresnet50 ecaresnet26t resnext50_32x4d resnetblur18 resnetrs50 convnext_tiny
+much_used = '''resnet50 resnet50d seresnet50 ecaresnet26t resnext50_32x4d resnetblur18 resnetrs50 convnext_tiny
 densenet121 efficientnet_b0 efficientnet_lite0 tf_efficientnet_b0 tf_efficientnetv2_b0 tf_efficientnet_lite0
 tf_mobilenetv3_small_100 tf_mixnet_s mobilenetv2_100 mobilenetv3_large_100 mobilenetv4_conv_small
 mobilenetv4_hybrid_medium regnety_008'''.split()
 
-def build(lib, name): return timm.create_model(name) if lib=='timm' else tvm.get_model(name)
+# what most people use, by family; `--popular` makes the page's first table of it
+best_known = """ResNet: timm resnet18, resnet34, resnet50, resnet50d; torchvision resnet18, resnet34, resnet50; fastai xresnet34, xresnet50
+ResNeXt: timm resnext50_32x4d
+SE-ResNet: timm seresnet50
+RegNet: timm regnety_008
+DenseNet: timm densenet121; torchvision densenet121
+VGG: timm vgg16_bn
+Inception: timm inception_v3
+EfficientNet: timm efficientnet_b0, tf_efficientnet_lite0; torchvision efficientnet_b0
+MobileNet: timm mobilenetv2_100, mobilenetv3_large_100; torchvision mobilenet_v3_large
+ConvNeXt: timm convnext_tiny; torchvision convnext_tiny
+HRNet: timm hrnet_w18
+ViT: timm vit_base_patch16_224
+Swin: timm swin_tiny_patch4_window7_224
+U-Net, built: fastai resnet18"""
+
+def build(lib, name):
+    if lib=='fastai' and name=='resnet18': return create_unet_model(models.resnet18, 11, (224,224), pretrained=False)
+    if lib=='fastai': return getattr(xresnets, name)()
+    return timm.create_model(name) if lib=='timm' else tvm.get_model(name)
 
 def families():
     "Names of networks, by library and module"
@@ -107,6 +129,52 @@ def row(net, secs=90):
     finally: signal.alarm(0)
     return SimpleNamespace(**dict(zip(['lib','fam','name','sz','strides','verdict','error','reason'], [*net,*res])))
 
+def map_side(net, strides, x):
+    "Side of the last map that `net` makes of `x`"
+    found = _last_maps(net, strides, (x,), _before_pixels(net,strides)-closed_inside(net))
+    name,maps = [*found.values()][-1]
+    return maps[0].shape[-1]
+
+def known_row(fam, lib, name):
+    "What the page's first table says of a network: exact or not at 16 and 8, and the sides of its maps"
+    torch.manual_seed(0)
+    m = alive(build(lib, name))
+    try: strides = native_strides(m)
+    except CannotDilate as e: return fam,name,lib,'refused','refused','',clause(str(e))
+    cells,why,sides = [],'',[map_side(m,strides,torch.randn(1,3,224,224))]
+    for T in (16,8):
+        verdict,err,reason = at(m, T)
+        cells.append(verdict if err is None else f'{verdict}, {err:.1g}')
+        if verdict=='refused': why = clause(reason)
+        else: sides.append(map_side(set_output_stride(deepcopy(m),T,warn=False), strides, torch.randn(1,3,224,224)))
+    return fam,name,lib,*cells,', '.join(map(str,sides)) if len(sides)==3 else '',why
+
+marks = '<!-- made by `python bench/zoo.py --popular` -->','<!-- end -->'
+
+def known_part(path):
+    "The page's first table, as it stands in `path`"
+    old = Path(path).read_text() if Path(path).exists() else ''
+    return old[old.index(marks[0])+len(marks[0]):old.index(marks[1])] if marks[0] in old else '\n'
+
+def popular_table():
+    "Ask the best-known networks, one after the other"
+    torch.set_num_threads(1), warnings.simplefilter('ignore')
+    rows = []
+    for line in best_known.split('\n'):
+        fam,libs = line.split(': ')
+        for lib,names in (o.split(' ',1) for o in libs.split('; ')):
+            for name in names.split(', '):
+                rows.append(known_row(fam, lib, name))
+                print(*rows[-1], flush=True)
+    return best_known_tables(rows)
+
+def best_known_tables(rows):
+    "What `known_row` says of networks as Markdown: those that change, and those that are refused, with the reason"
+    rows = [(fam,f'`{name}`',*o) for fam,name,*o in rows]
+    def lines(cols, rows): return '\n'.join(f"| {' | '.join(o)} |" for o in [cols, ['---']*len(cols), *rows])
+    changed = lines(['family','network','from','at 16','at 8','224 px, at 32, 16, 8'], [o[:-1] for o in rows if not o[-1]])
+    return f"{changed}\n\n{lines(['family','network','from','why refused'], [(*o[:3],o[-1]) for o in rows if o[-1]])}"
+
 def clause(s):
     "What a reader needs of the warning or error `s`"
     s = re.sub(r'^Cannot dilate (`\S+`): it ', r'\1 ', s.split('\n')[0])
@@ -123,20 +191,28 @@ def table(rows):
     cols = {k:v for k,v in cols.items() if any(v)}
     return '\n'.join(f"| {' | '.join(o)} |" for o in [cols, ['---']*len(cols), *zip(*cols.values())])
 
-def page(rows):
-    "The page: what was done, how many networks have each verdict, and a table for each"
+def page(rows, known):
+    "The page: the table `known`, what was done, how many networks have each verdict, and a table for each"
     found = {k:[o for o in rows if o.verdict==k] for k in verdicts}
     counts = '\n'.join(f'| {k} | {len(found[k])} | {v} |' for k,v in verdicts.items())
     return f"""# Which networks
 
-What `set_output_stride` does to the smallest two networks of each module of timm, and of torchvision's classifiers, \
-and to some of timm's best-known
-ones. Each was asked for the output strides 16 and 8, where it has them, and its last map, on the native grid, was \
-compared with the native one. The
-error is the largest difference, as a part of the largest value. Weights are random, and none is near 0, which would \
-hide a difference. There are two
-images, in double precision: one of 65x129 pixels, of which the native maps have odd sides, and one of 64x128, of \
-which they have even ones.
+## The best-known ones
+
+*Exact*: on its native grid, the last map is the native one, to the error that stands beside it (in double precision, as below). Another network is
+asked by `python -m fastai_dilation NAME 8`. The last column has
+the sides of its maps of an image of 224 pixels. Where they are not 7, 14 and 28, they follow from exactness: a layer that does not pad its border has
+fewer positions (ConvNeXt, Inception), and timm's VGG has its last map behind a conv that reads 7x7 values at once. So resize a map by its stride
+(`to_pixels`), and not to the image's size.
+
+{marks[0]}{known}{marks[1]}
+
+## How this was measured
+
+What `set_output_stride` does to the smallest two networks of each module of timm, and of torchvision's classifiers, and to some of timm's best-known
+ones. Each was asked for the output strides 16 and 8, where it has them, and its last map, on the native grid, was compared with the native one. The
+error is the largest difference, as a part of the largest value. Weights are random, and none is near 0, which would hide a difference. There are two
+images, in double precision: one of 65x129 pixels, of which the native maps have odd sides, and one of 64x128, of which they have even ones.
 
 An *exact* network can change its stride at any time, before training or after. One that is *warned* of works, but \
 is no longer the function that
@@ -153,16 +229,20 @@ cannot do, and `grid_error` how far a network is off.
 def main(
     out:str='docs/networks.md', # page to write
     quick:bool=False,           # every tenth network, and no page
+    popular:bool=False,         # the best-known networks alone, for the page's first table
     only:str='',                # only networks whose library, module and name fit this expression, and no page
     n_workers:int=2,            # processes
 ):
     "Ask the smallest networks of each family, and the popular ones, for finer strides; fails if one is off in silence"
     warnings.simplefilter('ignore')
-    named = [('timm','popular',o,millions('timm',o)) for o in popular]
+    if popular:
+        old,table = Path(out).read_text(),popular_table()
+        return Path(out).write_text(old.replace(marks[0]+known_part(out)+marks[1], f'{marks[0]}\n\n{table}\n\n{marks[1]}'))
+    named = [('timm','popular',o,millions('timm',o)) for o in much_used]
     nets = [o for o in (*smallest(families()),*named) if re.search(only, ' '.join(o[:3]))][::10 if quick else 1]
     rows = parallel(row, nets, n_workers=n_workers, progress=True)
     for o in rows:
         if only or quick or o.verdict in bugs: print(o.verdict, o.lib, o.name, o.strides, o.error, o.reason)
     print(f'{len(rows)} networks: ' + ', '.join(f'{sum(o.verdict==k for o in rows)} {k}' for k in verdicts))
-    if not (only or quick): Path(out).write_text(page(rows))
+    if not (only or quick): Path(out).write_text(page(rows, known_part(out)))
     sys.exit(any(o.verdict in bugs for o in rows))

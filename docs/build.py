@@ -5,8 +5,28 @@ from fastcore.nbio import mk_cell, read_nb, write_nb
 from fastcore.script import call_parse
 from nbconvert import MarkdownExporter
 from nbdev.serve import proc_nbs
+from api import api
+from pages import git_url, number, page, root
 
-root = Path(__file__).resolve().parent.parent
+# The sidebar calls pages by their names in the README. What is not named here is called by its file's name.
+tutorials = dict(real_weights='Real weights: photos', localise='Localise: where is it?',
+    segment='Segment: larger maps, same weights', detect='Detect: small objects', inpaint='Inpaint: seeing past a hole',
+    levels='Levels: all maps of a network', tiles='Tiles: large images', gridding='Gridding: what one position sees')
+reference = dict(networks='Which networks', api='API: every function', peers='How its peers compare',
+    deploy='Compile, export, many GPUs')
+library = {o.split(':')[0]:o for o in """layers: taps that can be moved apart
+strides: which stride has a map?
+phases: any module, phase by phase
+trial: try it, then believe it
+output_stride: one argument
+pretrained: ImageNet weights
+xresnet: fastai's blocks and networks
+learner: fastai's learners
+deeplab: DeepLabV3 and V3+
+evaluate: accuracy, time, memory
+demo: what is in a photo, and where?
+check: can this network be dilated?""".split('\n')}
+start,contribute = {'tutorials/start':'Getting started'},{'CONTRIBUTING':'How to contribute', '90_upstream':'The pull request into fastai'}
 
 def readme():
     "README.md is index.ipynb, with links that hold one folder up"
@@ -17,30 +37,28 @@ def readme():
     md = re.sub(r'\]\(([\w/]+\.ipynb)\)', r'](nbs/\1)', md).replace('](../','](')
     (root/'README.md').write_text(re.sub(r'\n{3,}', '\n\n', md).strip()+'\n')
 
-def page(path):
-    "nbdev writes for Quarto: give Sphinx the title that it put into a header, and hide the source of generated cells"
-    nb = read_nb(path)
-    nb.metadata['language_info'] = dict(name='python')
-    if nb.cells[0].cell_type=='raw':
-        meta = dict(re.findall(r'^(title|description): (.*(?:\n  .*)*)', nb.cells[0].source, flags=re.M))
-        meta = {k:re.sub(r'\s+', ' ', v).strip("'") for k,v in meta.items()}
-        nb.cells[0] = mk_cell(f"# {meta['title']}\n\n{meta['description']}", 'markdown')
-    for c in nb.cells:
-        for d,k in ((c.metadata,'execution'), (c,'has_sd')): d.pop(k, None)
-        if c.cell_type=='code' and 'echo: false' in c.source:
-            c.metadata['tags'] = ['remove-input']
-            for o in c.outputs: o['data'] = {'text/markdown': re.sub(r'\A---\n|\{target=[^}]*\}', '', ''.join(o['data'].get('text/markdown','')))}
-        c.source = re.sub(r'^#\|.*\n', '', c.source, flags=re.M).replace('](../docs/','](').replace('](../CONTRIBUTING','](CONTRIBUTING')
-    if path.stem=='index': nb.cells += [mk_cell(toc(k,ps), 'markdown') for k,ps in contents(path.parent).items()]
-    write_nb(nb, path)
+def sidebar(proc):
+    "Titles of the pages, by their files, by the headings above them"
+    lessons = [o.stem for o in sorted((proc/'tutorials').glob('*.ipynb')) if o.stem not in ('start',*tutorials)]
+    rooms = [o.stem for o in sorted(proc.glob('*.ipynb')) if o.stem not in ('index','90_upstream')]
+    lessons = {f'tutorials/{k}':title for k,title in (tutorials | {o:o for o in lessons}).items()}
+    rooms = {o:library.get(number(o), number(o)) for o in rooms}
+    return {'Start':start, 'Tutorials':lessons, 'Reference':reference, 'How it works':rooms, 'Contributing':contribute}
 
-def contents(proc):
-    "Pages of the site, by heading"
-    tutorials = [o for o in ('real_weights','localise','segment','detect','inpaint','levels','tiles','gridding') if (proc/'tutorials'/f'{o}.ipynb').exists()]
-    return dict(Tutorials=[f'tutorials/{o}' for o in tutorials], Library=sorted(o.stem for o in proc.glob('*.ipynb') if o.stem!='index'),
-        Reference=['networks','peers','deploy','CONTRIBUTING'])
+def toc(caption, pages):
+    "A part of the sidebar"
+    lines = '\n'.join(f'{title} <{o}>' for o,title in pages.items())
+    return f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{lines}\n```'
 
-def toc(caption, pages): return f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(pages) + '\n```'
+def home(proc):
+    "The first page also says how to install, and has the sidebar"
+    nb = read_nb(proc/'index.ipynb')
+    links = ['[Getting started](tutorials/start.ipynb)', '[Which networks](networks.md)', '[API](api.md)',
+        *([f'[Source]({git_url})'] if git_url else []), 'Apache-2.0']
+    how = f"`pip install '.[timm]'` in a copy of the repository. {' · '.join(links)}"
+    nb.cells.insert(1, mk_cell(how, 'markdown'))
+    nb.cells += [mk_cell(toc(k,ps), 'markdown') for k,ps in sidebar(proc).items()]
+    write_nb(nb, proc/'index.ipynb')
 
 @call_parse
 def main():
@@ -49,9 +67,14 @@ def main():
     readme()
     for o in ('_proc','_docs'): shutil.rmtree(o, ignore_errors=True)
     proc = proc_nbs(str(root/'nbs'), n_workers=1)
-    for o in proc.rglob('*.ipynb'): page(o)
+    for o in proc.rglob('*.ipynb'): page(o, proc)
+    home(proc)
     shutil.copytree('docs/images', proc/'images')
-    for o in (*Path('docs').glob('*.md'), Path('CONTRIBUTING.md')): (proc/o.name).write_text(re.sub(r'\]\((?:\.\./)?nbs/', '](', o.read_text()))
+    for o in (*Path('docs').glob('*.md'), Path('CONTRIBUTING.md')):
+        (proc/o.name).write_text(re.sub(r'\]\((?:\.\./)?nbs/', '](', o.read_text()))
+    md,lacking = api(proc)
+    (proc/'api.md').write_text(md)
+    if lacking: print(f"without a heading of their own: {', '.join(lacking)}")
     subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-c', 'docs', '-b', 'html', str(proc), '_docs'], check=True)
     shutil.rmtree('jupyter_execute', ignore_errors=True)
     print(f"{root/'_docs'/'index.html'}")

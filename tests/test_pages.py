@@ -1,0 +1,61 @@
+"What a reader copies from a page of the site runs: what the pages hide or leave out is not needed"
+import os, subprocess, sys
+from pathlib import Path
+import pytest
+from fastcore.nbio import read_nb
+
+root = Path(__file__).parent.parent
+sys.path.insert(0, str(root/'docs'))
+import pages as site
+from api import public, signature
+from pages import plain_pages, undefined, visible_code, without_quick
+
+@pytest.fixture(scope='module')
+def pages(tmp_path_factory):
+    "Visible code of each page of the site, by name"
+    proc = tmp_path_factory.mktemp('pages')
+    return {o.relative_to(proc).with_suffix('').as_posix():visible_code(read_nb(o)) for o in plain_pages(root/'nbs', proc)}
+
+def test_no_name_is_missing(pages):
+    "Each name that a page uses was imported or defined on that page"
+    assert len(pages)==len([o for o in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in o.parts])
+    missing = {name:undefined(cells) for name,cells in pages.items()}
+    assert {k:v for k,v in missing.items() if v}=={}
+
+def test_a_missing_name_is_found():
+    "Names that a hidden cell made, that come later, or that only functions use, are found"
+    assert undefined(['n = 8 if quick else 400'])==['quick']
+    assert undefined(['def f(x): return np.sqrt(x+y)', 'import numpy as np\ny = 1'])==['np','y']
+    assert undefined(['from math import *\na = [b for b in range(3)]', 'class A:\n    c = 1\n    d = c+sqrt(a[0])'])==[]
+
+def test_real_numbers():
+    "Pages show what was run, and not what tests make of it"
+    assert without_quick('a = f(8 if quick else 400, *((1,2) if quick else (3,4)))')=='a = f(400, *(3,4))'
+    assert without_quick("for o in ('é' if quick else xs[:2]): print(o)")=='for o in (xs[:2]): print(o)'
+    assert without_quick('if quick:\n    a = 1\n    b = 2\nc = 3')=='c = 3'
+
+def test_api_has_all_public_names():
+    "The API page has what `from fastai_dilation.all import *` brings, with arguments as they are"
+    from fastai_dilation import all as public_names
+    entries = {k:f for objs in public().values() for k,f in objs.items()}
+    assert {k for k in entries if '.' not in k}==set(public_names.__all__)
+    assert signature('grid_error', entries['grid_error'])=='grid_error(model, output_stride, x=None, levels=False)'
+    assert signature('vision_learner', entries['vision_learner'])=='vision_learner(dls, arch, ..., output_stride=None)'
+
+def test_source_links(monkeypatch):
+    "Without an address of the repository there is no link to a source; with one it leads to the line of the definition"
+    monkeypatch.setattr(site, 'git_url', '')
+    assert site.source_link('to_pixels', 'deeplab')==''
+    monkeypatch.setattr(site, 'git_url', 'https://github.com/OWNER/NAME')
+    url,line = site.source_link('to_pixels', 'deeplab').strip().removeprefix('[source](').removesuffix(')').split('#L')
+    assert url=='https://github.com/OWNER/NAME/blob/main/fastai_dilation/deeplab.py'
+    assert (root/'fastai_dilation'/'deeplab.py').read_text().splitlines()[int(line)-1].startswith('def to_pixels(')
+
+# pages that take seconds; the others train, or try out the library for minutes
+@pytest.mark.parametrize('name', ['00_layers','index','tutorials/levels'])
+def test_a_page_runs(pages, tmp_path, name):
+    "The code of a page, copied into a file, runs in an empty folder"
+    (tmp_path/'copied.py').write_text('\n\n'.join(pages[name]), encoding='utf-8')
+    env = {k:v for k,v in os.environ.items() if k!='IN_TEST'} | dict(MPLBACKEND='Agg', PYTHONPATH=str(root))
+    res = subprocess.run([sys.executable,'-W','ignore','copied.py'], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert res.returncode==0, res.stderr
