@@ -12,7 +12,7 @@ maps = class_maps(model, x, 8)                               # what is where?
 ```
 
 
-`pretrained=True`, the learners' default, also works for `xresnet18`, `34`, `101`, `152` and `xresnext50`, with timm's ImageNet weights, which fit tensor by tensor (`pip install "fastai_dilation[timm]"`). `xresnet50` has fastai's own.
+`pretrained=True`, the learners' default, also works for `xresnet18`, `34`, `101`, `152` and `xresnext50`, with timm's ImageNet weights, which fit tensor by tensor (`pip install '.[timm]'` in a copy of this repository). `xresnet50` has fastai's own.
 
 Modules:
 
