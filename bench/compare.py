@@ -10,10 +10,12 @@ from fastai.vision.all import F, create_body, nn, partial, xresnet18, xresnet34,
 from fastcore.script import call_parse, store_true
 from fastprogress import progress_bar
 from skimage import data as photos
+from timing import fwd, ratio, step
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
 from util import grid_diff, randomize, with_weights
 from fastai_dilation.all import DilatedPool, create_deeplab_model, create_unet_model, pool_over, set_output_stride
 from fastai_dilation.evaluate import multiply_adds, peak_memory, time_in_turns
+from fastai_dilation.phases import DepthwiseConv, Phased
 
 class Last(nn.Module):
     "The last map of an encoder that makes a list of maps"
@@ -38,6 +40,12 @@ def timm_pair(ours, name, T):
     theirs = with_weights(timm.create_model(name, output_stride=T), native)
     return Feats(native),create_body(set_output_stride(with_weights(ours(),native),T), cut=-4),Feats(theirs)
 
+def changed_pair(name, T):
+    "timm's network, changed by this library, beside timm's own"
+    native = randomize(timm.create_model(name))
+    theirs = with_weights(timm.create_model(name, output_stride=T), native)
+    return Feats(native),Feats(set_output_stride(deepcopy(native),T)),Feats(theirs)
+
 def tv_pair(T):
     "Bodies of torchvision's resnet50"
     def body(m): return create_body(m, cut=-2)
@@ -61,6 +69,8 @@ def deeplab_pair(T):
 
 of_timm = {'resnet34d':xresnet34, 'resnet50d':xresnet50}
 pairs = {f'timm {k}':(partial(timm_pair,f,k),(32,16,8)) for k,f in of_timm.items()}
+by_phases = 'mobilenetv2_100','efficientnet_b0','convnext_atto','regnety_002' # depthwise convs, SE, or both
+pairs |= {f'timm {o}':(partial(changed_pair,o),(8,)) for o in by_phases}
 pairs |= {'torchvision resnet50':(tv_pair,(16,8)), 'torchvision deeplabv3':(deeplab_pair,(8,))}
 pairs |= {f'smp {o}':(partial(smp_pair,o),(16,8)) for o in ('resnet34','resnet50')}
 fmt = torch.contiguous_format
@@ -70,23 +80,10 @@ def images(sz, n=2):
     res = [torch.tensor(o[:400,:400]).permute(2,0,1)[None].float()/127-1 for o in (photos.astronaut(), photos.coffee())]
     return F.interpolate(torch.cat(res)[:n], (sz,sz)).contiguous(memory_format=fmt)
 
-def step(m, x):
-    "A training step, without an optimizer"
-    m(x).mean().backward()
-    m.zero_grad()
-
-@torch.no_grad()
-def fwd(m, x): m(x)
-
 @torch.no_grad()
 def error(m, native, x, T):
     "Largest error on the native grid, in parts of the largest feature; nan if there is no such grid"
     return grid_diff(m.eval()(x), native.eval()(x), T)
-
-def ratio(a, b):
-    "Median of the paired ratios `a/b`, and how far the middle half of them is spread"
-    q = np.quantile(a/b, (.25,.5,.75))
-    return q[1],q[2]-q[0]
 
 def side_by_side(a, b, n):
     "`ratio` of the times of `a` and `b`, called as a b b a, so that neither always comes second"
@@ -97,8 +94,8 @@ def compare(name, T, x, n):
     "A row of the table: errors, and time and memory of ours over theirs"
     native,ours,theirs = [m.to(memory_format=fmt) for m in pairs[name][0](T=T)]
     odd = x[...,:-3,:-5]
-    # without a dilated pool, ours and theirs run the same operations, and what differs is noise
-    same = not any(isinstance(o,DilatedPool) for o in ours.modules())
+    # without these, ours and theirs run the same operations, and what differs is noise
+    same = not any(isinstance(o,(DilatedPool,DepthwiseConv,Phased)) for o in ours.modules())
     row = {'peer':name, 'output stride':T, 'same ops':same}
     row |= {'error ours':error(ours,native,odd,T), 'error theirs':error(theirs,native,odd,T)}
     for k,f,turns in (('forward',fwd,2*n), ('training',step,n)):

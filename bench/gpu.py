@@ -11,6 +11,7 @@ from time import perf_counter
 from torch import nn
 from fastai.vision.all import create_body, xresnet50
 from fastcore.script import call_parse, store_true
+from timing import fwd, ratio, step
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent/o) for o in ('tests','')]
 from util import alive, grid_diff, with_weights
 from fastai_dilation.all import set_output_stride
@@ -64,11 +65,6 @@ def in_turns(fs, secs):
         for i in range(len(fs))[::-1 if turn%2 else 1]: ts[i][turn] = span(fs[i], k)
     wait()
     return np.array([[o() for o in t] for t in ts])
-
-def ratio(a, b):
-    "Median of the paired ratios `a/b`, and how far the middle half of them is spread"
-    q = np.quantile(a/b, (.25,.5,.75))
-    return q[1],q[2]-q[0]
 
 @contextmanager
 def settings(precision, benchmark, autocast=False):
@@ -160,14 +156,6 @@ def errors(name, T):
         rows.append(dict(network=name, T=T, dtype=str(dtype)[6:], finite=finite, seconds_to_set=secs, **errs))
     return rows
 
-def step(m, x):
-    "Forward and backward"
-    m(x).float().mean().backward()
-    m.zero_grad()
-
-@torch.no_grad()
-def fwd(m, x): m(x)
-
 def images(bs, sz, fmt): return torch.randn(bs, 3, sz, sz, device=device).to(memory_format=formats[fmt])
 
 def time_net(name, T, fmt, precision, calls, bs, sz, secs):
@@ -214,16 +202,16 @@ def time_compiled(name, T, fmt, precision, bs, sz, secs):
 
 # --- all of it
 
-def jobs(quick, parts):
+def jobs(quick, parts, conv_side, conv_batch):
     "What there is to measure, the most important first: name of the part, and a function that makes rows"
-    bs,sz,side,secs = (2,64,16,.01) if quick else (64,224,64,.12)
+    bs,sz,secs = (2,64,.01) if quick else (64,224,.12)
     net = dict(bs=bs, sz=sz, secs=4*secs)
     both = 'forward','training'
     modes = [('channels_last','bfloat16',both), ('channels_last','TF32',both), ('contiguous','TF32',both),
         ('contiguous','bfloat16',both), ('contiguous','float32',both[:1])][:2 if quick else 5]
     def convs_at(side, benchmark):
         for case in [*product(convs, (2,4), [side], formats, precisions)][::7 if quick else 1]:
-            yield 'convs',partial(time_conv, *case, benchmark, bs=1 if quick else 16, secs=secs)
+            yield 'convs',partial(time_conv, *case, benchmark, bs=conv_batch, secs=secs)
     def nets_at(names, Ts):
         for n in names:
             for T in Ts:
@@ -231,9 +219,9 @@ def jobs(quick, parts):
             for T,mode in product(Ts, modes): yield 'nets',partial(time_net, n, T, *mode, **net)
     def compiled(names):
         for n in names: yield 'compiled',partial(time_compiled, n, 8, 'channels_last', 'bfloat16', **net)
-    if quick: res = [*convs_at(side, False), *nets_at(nets[1:2], [8])]   # compiling alone takes minutes
-    else: res = [*convs_at(side, False), *nets_at(nets[:3], (8,16,32)), *compiled(nets[:2]),
-        *nets_at(nets[3:], [8]), *convs_at(side, True), *convs_at(28, False)]
+    if quick: res = [*convs_at(conv_side, False), *nets_at(nets[1:2], [8])]   # compiling alone takes minutes
+    else: res = [*convs_at(conv_side, False), *nets_at(nets[:3], (8,16,32)), *compiled(nets[:2]),
+        *nets_at(nets[3:], [8]), *convs_at(conv_side, True), *(convs_at(28, False) if conv_side!=28 else [])]
     return [o for o in res if o[0] in parts]
 
 def run(jobs, end, save):
@@ -308,12 +296,16 @@ def main(
     out:str='gpu.json',                     # file for all rows
     minutes:float=7,                        # nothing new is begun after so many
     parts:str='convs,errors,nets,compiled', # what to measure
+    conv_side:int=64,                       # side of the maps of the convs
+    conv_batch:int=16,                      # and how many there are
 ):
     "Measure, and print Markdown"
     start,globals()['device'] = perf_counter(),torch.device(device)
     info = about(2 if quick else 64)|dict(parts=parts)
     def save(rows, failed): Path(out).write_text(json.dumps(dict(about=info, failed=failed, **rows), indent=1))
-    rows,failed,left_out = run(jobs(quick, parts.split(',')), start+60*minutes, save)
+    if quick: conv_side,conv_batch = 16,1
+    todo = jobs(quick, parts.split(','), conv_side, conv_batch)
+    rows,failed,left_out = run(todo, start+60*minutes, save)
     info |= dict(seconds=round(perf_counter()-start), left_out=left_out)
     save(rows, failed)
     dfs = {k:pd.DataFrame(v) for k,v in rows.items()}

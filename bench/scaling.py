@@ -4,21 +4,16 @@ warnings.filterwarnings('ignore')
 import numpy as np, pandas as pd, torch
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from fastai.vision.all import Callback, CrossEntropyLossFlat, DataLoaders, Learner, rank_distrib, xresnet34
 from fastai.data.load import DataLoader
-from fastai.distributed import DistributedDL
 from fastcore.script import call_parse
+from timing import fwd, step
+sys.path.append(str(Path(__file__).resolve().parent.parent/'tests'))
+from ddp import broadcast_on_cpu, launch
 from fastai_dilation.all import set_output_stride
 from fastai_dilation.evaluate import peak_memory, time_in_turns
-
-def step(m, x):
-    "Forward and backward"
-    m(x).square().mean().backward()
-    m.zero_grad()
-
-@torch.no_grad()
-def fwd(m, x): m(x)
 
 # --- the batch
 
@@ -47,10 +42,7 @@ class Rate(Callback):
 
 def child(T, side, bs, n):
     "Train on `n` batches in each process, and let the first one print the images per second of all"
-    def _broadcast(self, t, rank): # fastai sends the order of the images through the GPU
-        torch.distributed.broadcast(t := torch.tensor(t), rank)
-        return t.tolist()
-    DistributedDL._broadcast = _broadcast
+    broadcast_on_cpu()
     n_procs = int(os.environ['WORLD_SIZE'])
     x = torch.randn(3,side,side)
     def loader(n, bs): return DataLoader([(x,torch.tensor(0))]*n*n_procs, bs=bs, num_workers=0)
@@ -66,9 +58,8 @@ def child(T, side, bs, n):
 def rate_of(n_procs, *args):
     "Images per second of `n_procs` processes with a thread each"
     env = os.environ | dict(WORLD_SIZE='1', ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore')
-    options = f'--multi_gpu --num_processes {n_procs} --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0'.split()
-    launch = ['-m','accelerate.commands.launch',*options] if n_procs>1 else []
-    res = subprocess.run([sys.executable, *launch, __file__, *map(str,args)], env=env, capture_output=True, text=True)
+    how = launch(n_procs) if n_procs>1 else []
+    res = subprocess.run([sys.executable, *how, __file__, *map(str,args)], env=env, capture_output=True, text=True)
     if res.returncode: raise RuntimeError(res.stderr[-3000:])
     return float(res.stdout.split('images per second')[1])
 

@@ -198,6 +198,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fastai_dilation.learner._in_a_row': ('learner.html#_in_a_row', 'fastai_dilation/learner.py'),
                                          'fastai_dilation.learner._n_until': ('learner.html#_n_until', 'fastai_dilation/learner.py'),
                                          'fastai_dilation.learner._split': ('learner.html#_split', 'fastai_dilation/learner.py'),
+                                         'fastai_dilation.learner._timm_body': ('learner.html#_timm_body', 'fastai_dilation/learner.py'),
                                          'fastai_dilation.learner._timm_encoder': ( 'learner.html#_timm_encoder',
                                                                                     'fastai_dilation/learner.py'),
                                          'fastai_dilation.learner.learner.create_timm_model': ( 'learner.html#learner.create_timm_model',

@@ -26,7 +26,7 @@ from .phases import is_sequential
 from .output_stride import *
 from .pretrained import _normalize
 from .learner import *
-from .learner import _split
+from .learner import _split,_timm_body
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 # %% ../nbs/08_deeplab.ipynb #tpx05
@@ -107,15 +107,10 @@ class DeepLab(nn.Sequential):
 # %% ../nbs/08_deeplab.ipynb #body05b
 def _body(arch, pretrained, weights, cut, n_in, **kwargs):
     "The body of `arch`, and what timm says of its images; timm gets `kwargs`"
-    kw = dict(n_in=n_in, custom_head=nn.Identity(), init=None)
-    if isinstance(arch,str):
-        if weights is not None:
-            raise ValueError("A timm network has its weights in its name, as in 'resnet50d.ra2_in1k': "
-                f'leave out {weights=}')
-        model,cfg = create_timm_model(arch, 1, cut, pretrained, **kw, **kwargs)
-        return model[0],cfg
+    if isinstance(arch,str): return _timm_body(arch, cut, pretrained, weights, n_in, **kwargs)
     if kwargs: raise TypeError(f'{[*kwargs]} are not known: further keywords are for timm networks, given by name')
-    try: return create_vision_model(arch, 1, pretrained, weights, cut, **kw)[0],None
+    headless = dict(custom_head=nn.Identity(), init=None)
+    try: return create_vision_model(arch, 1, pretrained, weights, cut, n_in=n_in, **headless)[0],None
     except StopIteration:
         raise ValueError(f'{arch.__name__} has no pool where its head would begin: '
             'say where to cut it by `cut`') from None

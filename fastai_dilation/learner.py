@@ -19,12 +19,12 @@ __all__ = ['GradientCheckpointing', 'create_vision_model', 'create_timm_model', 
            'unet_learner', 'cnn_learner']
 
 # %% ../nbs/07_learner.ipynb #8e2abc73
-from contextlib import nullcontext
-from torch.utils.checkpoint import checkpoint
-from fastai.vision.all import *
 import inspect
 from collections import OrderedDict
+from contextlib import nullcontext
+from fastai.vision.all import *
 from fastai.vision import all as vision_all,learner
+from torch.utils.checkpoint import checkpoint
 from .phases import is_sequential
 from .strides import first_line,is_inside,parent
 from .output_stride import *
@@ -41,7 +41,6 @@ def create_vision_model(arch, n_out, pretrained=True, weights=None, *args, outpu
     if output_stride is not None: set_output_stride(model[0], output_stride, warn=bool(pretrained or weights))
     return model
 
-
 # %% ../nbs/07_learner.ipynb #timm07b
 @patch_to(learner)
 @delegates(create_timm_model)
@@ -49,6 +48,16 @@ def create_timm_model(arch, n_out, cut=None, pretrained=True, *args, output_stri
     model,cfg = learner._orig_create_timm_model(arch, n_out, cut, pretrained, *args, **kwargs)
     if output_stride is not None: set_output_stride(model[0], output_stride, warn=pretrained)
     return model,cfg
+
+# %% ../nbs/07_learner.ipynb #timm07e
+def _timm_body(arch, cut, pretrained, weights, n_in, **kwargs):
+    "The body of timm's network `arch`, and what timm says of its images; timm gets `kwargs`"
+    if weights is not None:
+        raise ValueError("A timm network has its weights in its name, as in 'resnet50d.ra2_in1k': "
+            f'leave out {weights=}')
+    headless = dict(custom_head=nn.Identity(), init=None)
+    model,cfg = create_timm_model(arch, 1, cut, pretrained, n_in=n_in, **headless, **kwargs)
+    return model[0],cfg
 
 # %% ../nbs/07_learner.ipynb #e3b302fc
 def _in_a_row(net, name=''):
@@ -68,12 +77,9 @@ def _n_until(want, x, modules):
 
 def _timm_encoder(arch, img_size, pretrained, weights, n_in, **kwargs):
     "timm's network `arch` up to its last map, as a `Sequential`"
-    if weights is not None:
-        words = "A timm network has its weights in its name, as in 'resnet50d.ra2_in1k'"
-        raise ValueError(f'{words}: leave out {weights=}')
-    headless = dict(custom_head=nn.Identity(), init=None)
-    model,cfg = create_timm_model(arch, 1, pretrained=pretrained, n_in=n_in, **headless, **kwargs)
-    body,x = model[0].eval(),torch.randn(1, n_in, *img_size)
+    body,cfg = _timm_body(arch, None, pretrained, weights, n_in, **kwargs)
+    body.eval()
+    x = torch.randn(1, n_in, *img_size)
     names,modules = zip(*_in_a_row(body.model))
     with torch.no_grad():
         try: last = body(x.clone())

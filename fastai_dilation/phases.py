@@ -218,10 +218,12 @@ def join_runs(m):
 # %% ../nbs/02_phases.ipynb #fa02
 def is_plain_depthwise(conv):
     "Is `conv` an `nn.Conv2d` with a filter for each channel, which makes a map as large as it reads?"
-    cls = type(conv)
-    if not isinstance(conv,nn.Conv2d) or cls.forward is not nn.Conv2d.forward or cls._conv_forward is not nn.Conv2d._conv_forward: return False
-    keeps_size = conv.padding=='same' or all(2*pad==d*(ks-1) for pad,d,ks in zip(conv.padding, conv.dilation, conv.kernel_size))
-    return conv.groups==conv.in_channels>1 and keeps_size and max(conv.stride)==1 and conv.padding_mode=='zeros'
+    own = nn.Conv2d.forward,nn.Conv2d._conv_forward
+    if not isinstance(conv,nn.Conv2d) or (type(conv).forward,type(conv)._conv_forward)!=own: return False
+    if conv.padding_mode!='zeros' or max(conv.stride)>1: return False
+    def keeps_size(pad, dilation, ks): return 2*pad==dilation*(ks-1)
+    is_same = conv.padding=='same' or all(map(keeps_size, conv.padding, conv.dilation, conv.kernel_size))
+    return is_same and conv.groups==conv.in_channels>1
 
 def _phases_are_faster(conv, x, weight):
     "Does `conv` take less time by phases than dilated, on a map like `x`?"

@@ -26,13 +26,21 @@ def learner(bs, order):
     dls = DataLoaders(*[DataLoader(data, bs=bs, num_workers=0) for _ in range(2)])
     return Learner(dls, m, loss_func=nn.CrossEntropyLoss(), opt_func=SGD, lr=.1, cbs=[FrozenNorms(),Losses()])
 
-def main(out):
-    # fastai sends the order of the images through the GPU
-    "Train on half of each batch, and save losses and learner in `out`"
+def launch(n):
+    "Arguments of Python for a program in `n` processes on this machine"
+    options = f'--multi_gpu --num_processes {n} --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no'
+    return ['-m','accelerate.commands.launch',*options.split()]
+
+def broadcast_on_cpu():
+    "fastai sends the order of the images through the GPU: let it do without"
     def _broadcast(self, t, rank):
         torch.distributed.broadcast(t := torch.tensor(t), rank)
         return t.tolist()
     DistributedDL._broadcast = _broadcast
+
+def main(out):
+    "Train on half of each batch, and save losses and learner in `out`"
+    broadcast_on_cpu()
     learn = learner(4, range(16))
     with learn.no_bar(), learn.no_logging(), learn.distrib_ctx(sync_bn=False): learn.fit(2)
     rank = torch.distributed.get_rank()

@@ -178,9 +178,7 @@ def test_a_thousand_changes():
 def test_two_processes(tmp_path):
     "`accelerate launch`, `distrib_ctx`: losses and weights of one process on joined batches; what they save loads here"
     import ddp
-    args = ['--multi_gpu','--num_processes','2','--num_machines','1','--main_process_port','0']
-    args += ['--mixed_precision','no','--dynamo_backend','no']
-    res = child('-m', 'accelerate.commands.launch', *args, ddp.__file__, tmp_path, ACCELERATE_USE_CPU='true')
+    res = child(*ddp.launch(2), ddp.__file__, tmp_path, ACCELERATE_USE_CPU='true')
     assert res.returncode==0, res.stderr[-3000:]
     # rank 0 has the first half of the images, rank 1 the second: a joined batch is 4 of each
     learn = ddp.learner(8, [i for k in (0,4) for i in (*range(k,k+4),*range(k+8,k+12))])
