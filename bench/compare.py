@@ -1,5 +1,5 @@
 "Beside timm, torchvision and segmentation_models.pytorch, same weights and images, in turns: `python bench/compare.py`"
-import json, platform, sys, warnings
+import json, platform, re, sys, warnings
 warnings.filterwarnings('ignore')
 import numpy as np, pandas as pd, matplotlib.pyplot as plt, segmentation_models_pytorch as smp, timm, torch, torchvision
 from collections import defaultdict
@@ -68,9 +68,9 @@ def deeplab_pair(T):
     return native,ours,with_weights(nn.Sequential(Out(theirs.backbone), theirs.classifier[0]), native)
 
 of_timm = {'resnet34d':xresnet34, 'resnet50d':xresnet50}
-pairs = {f'timm {k}':(partial(timm_pair,f,k),(32,16,8)) for k,f in of_timm.items()}
-by_phases = 'mobilenetv2_100','efficientnet_b0','convnext_atto','regnety_002' # depthwise convs, SE, or both
-pairs |= {f'timm {o}':(partial(changed_pair,o),(8,)) for o in by_phases}
+pairs = {f'{f.__name__}, timm {k}':(partial(timm_pair,f,k),(32,16,8)) for k,f in of_timm.items()}
+of_timms_own = 'resnet50d','mobilenetv2_100','efficientnet_b0','convnext_atto','regnety_002' # the last four have depthwise convs, SE, or both
+pairs |= {f'timm {o}':(partial(changed_pair,o),(8,)) for o in of_timms_own}
 pairs |= {'torchvision resnet50':(tv_pair,(16,8)), 'torchvision deeplabv3':(deeplab_pair,(8,))}
 pairs |= {f'smp {o}':(partial(smp_pair,o),(16,8)) for o in ('resnet34','resnet50')}
 fmt = torch.contiguous_format
@@ -222,16 +222,22 @@ def main(
     quick:store_true=False,         # two minutes: smaller images, fewer turns, output stride 8 alone
     out:str='compare',              # folder for the JSON and the chart
     channels_last:store_true=False, # memory format
+    only:str='',                    # only the peers whose name fits this expression, and no other table
+    turns:int=2,                    # how often ours and theirs are called, as ours, theirs, theirs, ours (and forward twice as often)
 ):
     "Compare, and print Markdown"
     global fmt
     fmt = torch.channels_last if channels_last else torch.contiguous_format
-    out,sz,n = Path(out),128 if quick else 224,1 if quick else 2
+    out,sz,n = Path(out),128 if quick else 224,1 if quick else turns
     out.mkdir(exist_ok=True, parents=True)
     x,sides,Ts = images(sz),(128,224,320) if quick else (128,192,224,320,512),(32,8) if quick else (32,16,8,4)
     archs = (xresnet34,) if quick else (xresnet34,xresnet50)
-    parts = {'Ours over theirs':[partial(compare,k,T,x,n) for k,(_,o) in pairs.items() for T in o if T==8 or not quick],
-        'U-Nets: a training step, over the one at 32':[partial(unets,a,x[:1],(32,16,8),2) for a in archs],
+    chosen = {k:o for k,o in pairs.items() if re.search(only,k)}
+    beside_peers = [partial(compare,k,T,x,n) for k,(_,o) in chosen.items() for T in o if T==8 or not quick]
+    if only:
+        show('Ours over theirs', pd.DataFrame([f() for f in progress_bar(beside_peers)]))
+        return
+    parts = {'Ours over theirs':beside_peers, 'U-Nets: a training step, over the one at 32':[partial(unets,a,x[:1],(32,16,8),2) for a in archs],
         'How cost grows':[partial(growth,s,32,2*n) for s in sides]+[partial(growth,224,T,2*n) for T in Ts[1:]],
         'Share of a forward, %':[partial(profile,a,T,x,4*n) for a in (xresnet34,xresnet50) for T in (32,8)],
         'Dense evaluation, over shifted native passes':[partial(dense,512 if quick else 1024)],

@@ -1,4 +1,4 @@
-"How cost grows with the batch, and how much faster two processes train than one: `python bench/scaling.py`, on a CPU"
+"How cost grows with the map and with the batch, and how much faster two processes train than one: `python bench/scaling.py`, on a CPU"
 import os, platform, subprocess, sys, warnings
 warnings.filterwarnings('ignore')
 import numpy as np, pandas as pd, torch
@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from fastai.vision.all import Callback, CrossEntropyLossFlat, DataLoaders, Learner, rank_distrib, xresnet34
+from fastai.vision.all import Callback, CrossEntropyLossFlat, DataLoaders, Learner, rank_distrib, xresnet34, xresnet50
 from fastai.data.load import DataLoader
 from fastcore.script import call_parse
 from timing import fwd, step
@@ -14,6 +14,18 @@ sys.path.append(str(Path(__file__).resolve().parent.parent/'tests'))
 from ddp import broadcast_on_cpu, launch
 from fastai_dilation.all import set_output_stride
 from fastai_dilation.evaluate import peak_memory, time_in_turns
+
+# --- the output stride
+
+def finer(arch, Ts, side, bs, n):
+    "Time and memory at the output strides `Ts`, over those at the first, in turns: a row for each"
+    x,rows = torch.randn(bs,3,side,side),[{'network':arch.__name__, 'batch':bs, 'output stride':T} for T in Ts]
+    ms = [set_output_stride(arch(),T) for T in Ts]
+    for call,f in (('forward',fwd), ('training',step)):
+        fs = [partial(f, m.train(f is step), x) for m in ms]
+        secs,mem = [np.median(t) for t in time_in_turns(fs, n+1)],[peak_memory(f) for f in fs]
+        for row,t,b in zip(rows, secs, mem): row |= {f'{call} time':t/secs[0], f'{call} memory':b/mem[0]}
+    return rows
 
 # --- the batch
 
@@ -77,6 +89,7 @@ def main(
     strides:str='32 8',     # output strides
     sizes:str='1 2 4 8 16', # batches
     side:int=128,           # of the images, pixels
+    finer_side:int=224,     # of the images for the table of output strides
     bs:int=8,               # images in a batch of each process
     n:int=8,                # batches of each process
     turns:int=1,            # how many times one, two, two, one process
@@ -86,6 +99,7 @@ def main(
     if 'WORLD_SIZE' in os.environ: return child(*Ts, side, bs, n) # started by `accelerate`
     torch.set_num_threads(1)
     def show(rows): print('\n'+pd.DataFrame(rows).to_markdown(index=False, floatfmt='.3g'), flush=True)
-    print(f'xresnet34, {side} px, torch {torch.__version__}, python {platform.python_version()}, one thread a process')
+    print(f'xresnet34, {side} px (output strides: {finer_side} px), torch {torch.__version__}, python {platform.python_version()}, one thread a process')
+    show([row for arch in (xresnet34,xresnet50) for b in (1,8) for row in finer(arch, (32,16,8), finer_side, b, 4)])
     show([row for T in Ts for row in batches(T, [*map(int,sizes.split())], side, 4)])
     show([processes(T, side, bs, n, turns) for T in Ts])

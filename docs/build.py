@@ -26,7 +26,8 @@ deeplab: DeepLabV3 and V3+
 evaluate: accuracy, time, memory
 demo: what is in a photo, and where?
 check: can this network be dilated?""".split('\n')}
-start,contribute = {'tutorials/start':'Getting started'},{'CONTRIBUTING':'How to contribute', '90_upstream':'The pull request into fastai'}
+start,contribute = {'tutorials/start':'Getting started'},{'CONTRIBUTING':'How to contribute', '90_upstream':'The pull request into fastai',
+    'CHANGELOG':'Changes'}
 
 def readme():
     "README.md is index.ipynb, with links that hold one folder up"
@@ -70,8 +71,8 @@ def main():
     for o in proc.rglob('*.ipynb'): page(o, proc)
     home(proc)
     shutil.copytree('docs/images', proc/'images')
-    for o in (*Path('docs').glob('*.md'), Path('CONTRIBUTING.md')):
-        (proc/o.name).write_text(re.sub(r'\]\((?:\.\./)?nbs/', '](', o.read_text()))
+    for o in (*Path('docs').glob('*.md'), Path('CONTRIBUTING.md'), Path('CHANGELOG.md')):
+        (proc/o.name).write_text(re.sub(r'\]\((?:\.\./)?(?:nbs|docs)/', '](', o.read_text()))
     md,lacking = api(proc)
     (proc/'api.md').write_text(md)
     if lacking: print(f"without a heading of their own: {', '.join(lacking)}")

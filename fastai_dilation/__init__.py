@@ -1,18 +1,17 @@
-"""fastai's networks halve the resolution five times (the deep ones seven, the deeper ones nine): the last feature map has one value for every 32x32 pixels. To segment or detect, we want larger maps and the pretrained weights. `output_stride=8` sets the last two strides to 1 and dilates the layers behind them. **Every value of the native feature map (the one before the change) is still there, to float precision, and every weight keeps its name.** (Where that is not so, the library says so: see below.)
+"""A network halves the resolution five times (fastai's deep ones seven times, the deeper ones nine): its last map has one value for every 32x32 pixels. `output_stride=8` sets the last two strides to 1 and dilates the layers behind them. **Every value of the native map (the one before the change) is still there, to float precision, and every weight keeps its name.** Where that is not so, the library says so by name.
+
+In a copy of this repository, `pip install '.[timm]'`, and then:
 
 ```python
 from fastai.vision.all import *
 from fastai_dilation.all import *
 
-learn = vision_learner(dls, xresnet34, output_stride=8)      # and cnn_learner
-learn = deeplab_learner(dls, 'resnet50d', output_stride=16)  # timm's by name
-model = xresnet50_deeper(output_stride=16)                   # deep nets too
-set_output_stride(model, 8)                                  # one that exists
-maps = class_maps(model, x, 8)                               # what is where?
+learn = vision_learner(dls, xresnet34, output_stride=8)          # and cnn_learner
+learn = deeplab_learner(mask_dls, 'resnet50d', output_stride=16) # timm's, by name
+model = set_output_stride(resnet34(), 8)                         # one that exists
+grid_error(model, 8)                                             # off by 8e-7
+maps = class_maps(model, x, 8)                                   # what is where?
 ```
-
-
-`pretrained=True`, the learners' default, also works for `xresnet18`, `34`, `101`, `152` and `xresnext50`, with timm's ImageNet weights, which fit tensor by tensor (`pip install '.[timm]'` in a copy of this repository). `xresnet50` has fastai's own.
 
 Modules:
 

@@ -52,10 +52,10 @@ def check(
     native = multiply_adds(net, x)
     set_output_stride(net.eval(), output_stride, warn=False)
     work,off = multiply_adds(net,x)/native,grid_error(net, output_stride)
-    traded,apart,phased = [df.becomes.str.contains(o).sum() for o in ('->','taps','phases')]
+    n_traded,n_apart,n_phased = [df.becomes.str.contains(o).sum() for o in ('->','taps','phases')]
     verdict = 'exact' if off<1e-4 else 'not exact'
     return f'''{verdict}: on its native grid, the last map is off by {off:.0e} of its largest value
-strides traded: {traded}; layers with taps farther apart: {apart}; layers run by phases: {phased}
+layers whose stride is traded: {n_traded}; with taps farther apart: {n_apart}; run by phases: {n_phased}
 multiply-adds at 224x224 pixels: {work:.1f} times the native ones
 output strides that it can have: {', '.join(map(str,possible))}'''
 

@@ -373,6 +373,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'fastai_dilation.strides': { 'fastai_dilation.strides.Sample': ('strides.html#sample', 'fastai_dilation/strides.py'),
                                          'fastai_dilation.strides.Sample.__init__': ( 'strides.html#sample.__init__',
                                                                                       'fastai_dilation/strides.py'),
+                                         'fastai_dilation.strides.Sample.n_values': ( 'strides.html#sample.n_values',
+                                                                                      'fastai_dilation/strides.py'),
                                          'fastai_dilation.strides.Sample.resized': ( 'strides.html#sample.resized',
                                                                                      'fastai_dilation/strides.py'),
                                          'fastai_dilation.strides.Snapshot': ('strides.html#snapshot', 'fastai_dilation/strides.py'),

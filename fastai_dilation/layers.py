@@ -187,7 +187,11 @@ def restore(m, name=''):
 
 # %% ../nbs/00_layers.ipynb #430afb4x
 def _changed_by_hand(name, k, after, now):
+    "The error for module `name`, whose setting `k` is not what `change` made it"
     return CannotDilate(name, f'its `{k}` was set to {now} by hand while its network was dilated, where it was {after}. '
         'Change it on the native network, and it will follow every output stride')
 
-def _set(m, k, v): delattr(m,k) if v is None else setattr(m,k,v)
+def _set(m, k, v):
+    "Set `m`'s attribute `k` to `v`; `None` takes it away"
+    if v is None: delattr(m,k)
+    else: setattr(m,k,v)

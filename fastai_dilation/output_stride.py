@@ -175,8 +175,10 @@ def _refuse_late_layers(now, native, changed):
                 'change the body alone')
 
 # %% ../nbs/04_output_stride.ipynb #a3226dbc
-def _refuse_decoders(net, strides, T, phased):
-    for name,calls in strides.calls.items():
+def _refuse_decoders(net, strides, T, phased, lost):
+    whom_to_blame = dict.fromkeys([*filter(None,lost), *strides.calls]) # what is lost first
+    for name in whom_to_blame:
+        calls = strides.calls[name]
         grids = [(a,b) for c in calls for a in c.reads for b in c.makes if is_map(a) and is_map(b)]
         makes_larger = any(a.stride>T and b.stride<a.stride for a,b in grids)
         knows_its_fineness = isinstance(kind_of(net.get_submodule(name)), SpacedKind)
@@ -289,7 +291,7 @@ def _change(net, T, x):
         if T==strides.output: return {}
         found = try_out(net, strides, T, make_plan(strides,T), x)
         if found.lost:
-            _refuse_decoders(net, strides, T, found.phased)
+            _refuse_decoders(net, strides, T, found.phased, found.lost)
             _refuse_hidden_strides(net, strides, found.misfit)
             _refuse_what_is_no_map(strides, found.lost)
             _refuse_crashes(net, found.lost)

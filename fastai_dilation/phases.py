@@ -232,7 +232,7 @@ def _phases_are_faster(conv, x, weight):
     if x.device.type!='cpu': return False          # not measured
     has_backward = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     reach = max(d*(ks-1)+1 for d,ks in zip(conv.dilation, conv.kernel_size))
-    return has_backward or reach>=15
+    return has_backward or reach>=15 # measured: 13 is faster dilated, 17 by phases
 
 # %% ../nbs/02_phases.ipynb #fa04
 class DepthwiseConv(InPlace):

@@ -165,6 +165,10 @@ class Sample:
         self.ndim = ndims[0]-2
         self.first = next(t for t in tensors(xs) if t.ndim==ndims[0])
 
+    def n_values(self, side):
+        "How many values the first input has with sides of `side` pixels"
+        return math.prod(self.first.shape[:2])*side**self.ndim
+
     def resized(self,
         sides,       # of the first image, in pixels; others keep their ratio to it
         device=None, # 'meta' makes them without values
@@ -249,6 +253,7 @@ def closed_inside(net):
     closed = [n for n,m in net.named_modules() if is_closed(m)]
     return {n for n,_ in net.named_modules() if is_inside(parent(n), closed)}
 
+# %% ../nbs/01_strides.ipynb #two01c
 def _from_two_images(net, sample, side, meta):
     "Strides of `net` by the difference of two images, one twice as large as the other"
     device = 'meta' if meta else None
@@ -266,6 +271,7 @@ def _first_that_runs(net, x):
         try: return _from_two_images(net, sample, times*side, meta=True)
         except Exception as e: errors.append(e)
     for sample,px in [(o,px) for o in samples(net,x) for px in (64,128,256,512)]:
+        if sample.n_values(2*px)>2**26: continue # more than half a gigabyte of random numbers
         try: res = _from_two_images(net, sample, px, meta=False)
         except Exception as e: errors.append(e)
         else:

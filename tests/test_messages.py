@@ -5,6 +5,7 @@ from fastai.vision.all import CrossEntropyLossFlat, Learner, create_body, nn, xr
 from fastai_dilation.all import (CannotDilate, class_maps, create_deeplab_model, create_unet_model, deeplab_learner, explain,
     get_output_stride, grid_error, output_strides, pool_over, set_output_stride)
 from fastai_dilation.__main__ import main as ask
+from fastai_dilation.strides import Sample
 from torchvision.models import detection, segmentation
 from seg_data import class_dls, make_files, seg_dls
 from util import close, randomize, said, same, slow_if, tensors
@@ -21,6 +22,7 @@ refused = dict(
     vit_all_sizes = (lambda: timm.create_model('vit_tiny_patch16_224',dynamic_img_size=True), 8, 'list of tokens.*no stride to trade'),
     swin = (lambda: timm.create_model('swin_tiny_patch4_window7_224'), 8, 'SwinTransformer.*but on 224x224.*`strict_img_size=False`'),
     hrnet = (lambda: timm.create_model('hrnet_w18_small'), 16, r'it makes maps larger.*\(HRNet\) has that one to take'),
+    pyramid = (lambda: detection.backbone_utils.resnet_fpn_backbone(backbone_name='resnet18',weights=None), 16, '^Cannot dilate `fpn`: it makes maps larger.*Change the encoder'),
     detector = (lambda: detection.ssdlite320_mobilenet_v3_large(weights=None,weights_backbone=None), 8,
         "SSD no layer reads.*resize its input.*such as a detector's `backbone`"),
     timm_at_8 = (lambda: timm.create_model('resnet18',output_stride=8), 16, r'ResNet can be one of \[1, 2, 4, 8\], not 16.*built at 8.*without'),
@@ -35,6 +37,24 @@ def test_a_refusal_says_who_and_why_and_then_what_to_do(name):
     before,ts = state(m),tensors(m)
     with pytest.raises(CannotDilate, match=words): set_output_stride(m, T)
     assert state(m)==before and same(m, ts)
+
+class OneSize(nn.Sequential):
+    "A network for images of 224 pixels, with a conv of many channels"
+    def forward(self, x):
+        assert x.shape[-1]==224
+        return super().forward(x)
+
+def test_a_network_of_one_size_is_refused_soon(monkeypatch):
+    "Images to try it on have as many channels as any of its convs, but no more than half a gigabyte"
+    sizes,resized = [],Sample.resized
+    def noted(self, *args, **kwargs):
+        x, = resized(self, *args, **kwargs)
+        if x.device.type!='meta': sizes.append(x.numel())
+        return x,
+    monkeypatch.setattr(Sample, 'resized', noted)
+    m = OneSize(nn.Conv2d(3,512,3,2,1), nn.Conv2d(512,8,3,2,1))
+    with pytest.raises(CannotDilate, match='not run on all sizes of image, but on 224x224'): set_output_stride(m, 2)
+    assert 2**20<max(sizes)<2**24 # and not 512 channels of 512 pixels
 
 @pytest.mark.slow
 def test_what_a_refusal_advises_does():

@@ -1,8 +1,10 @@
 "What a reader copies from a page of the site runs: what the pages hide or leave out is not needed"
-import os, subprocess, sys
+import os, re, subprocess, sys
 from pathlib import Path
-import pytest
+import pytest, timm, torch
 from fastcore.nbio import read_nb
+from fastai_dilation.all import get_output_stride
+from seg_data import class_dls, make_files, seg_dls
 
 root = Path(__file__).parent.parent
 sys.path.insert(0, str(root/'docs'))
@@ -59,3 +61,16 @@ def test_a_page_runs(pages, tmp_path, name):
     env = {k:v for k,v in os.environ.items() if k!='IN_TEST'} | dict(MPLBACKEND='Agg', PYTHONPATH=str(root))
     res = subprocess.run([sys.executable,'-W','ignore','copied.py'], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert res.returncode==0, res.stderr
+
+@pytest.mark.filterwarnings('ignore')
+def test_the_lines_at_the_front_run(tmp_path, monkeypatch):
+    "The lines that the README begins with run as they stand, given images, masks and a batch"
+    real = timm.create_model
+    monkeypatch.setattr(timm, 'create_model', lambda name,pretrained=False,**kw: real(name,**kw)) # no download
+    files = make_files(tmp_path)
+    names = dict(dls=class_dls(files), mask_dls=seg_dls(files), x=torch.randn(2,3,64,64))
+    lines = re.search(r'```python\n(from fastai.*?)```', (root/'README.md').read_text(), flags=re.S)[1]
+    off = re.search(r'^grid_error\(.*?\)', lines, flags=re.M)[0]
+    exec(lines.replace(off, f'off = {off}'), names)
+    assert 0<names['off']<1e-5 and names['maps'].shape==(2,1000,8,8)
+    assert get_output_stride(names['learn'])==16
