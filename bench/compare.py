@@ -195,7 +195,7 @@ def draw(p, g, path):
     xlabel = 'time, ours over theirs (middle half)\n* the operations differ'
     axs[0].set(yticks=range(len(p)), yticklabels=labels, xlabel=xlabel)
     axs[0].invert_yaxis()
-    axs[0].legend(loc='lower left')
+    axs[0].legend(loc='upper left')
     for ax,(k,o) in zip(axs[1:], (('side',g[g['output stride']==32]), ('output stride',g[g.side==224]))):
         for y in ('time','memory','multiply-adds'): ax.plot(o[k], o[y], marker='o', label=y)
         ax.set(xlabel='side of the image, px' if k=='side' else k, ylabel='over xresnet34 at 32, 224 px')

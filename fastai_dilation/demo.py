@@ -1,6 +1,6 @@
 """The demo: ImageNet weights on photos, and small networks on handwritten digits, at output strides from 32 to 4
 
-`fastai-dilation-demo` shows in about nine minutes on two cores what a smaller output stride is good for, and
+`fastai-dilation-demo` shows in about seven minutes on two cores what a smaller output stride is good for, and
 what is not gained by it:
 
 1. *What is in a photo, and where?* A network with ImageNet weights says so at 32, 16 and 8, on eight photos
@@ -355,16 +355,20 @@ def main(
     out = _folder(out)
     warnings.filterwarnings('ignore')
     matplotlib.use('Agg')
+    parts = {}
+    def show(name, df):
+        parts[name] = df.rename(index=str)
+        print(f'\n{name}\n{df.round(2).to_string()}\n', flush=True)
     print('A network with ImageNet weights looks at photos.')
     real = _see(out/'photos.png')
+    if real is not None: show('photos (same weights)', real)
     set_seed(seed, reproducible=True)
     print('A small xresnet18 learns, at output stride 32, which digits are in a scene:')
     where = localise(scenes, valid, out/'where.png')
+    show('where is the digit? (same weights)', where)
     learners,items,seg = _segment_all(max(8,scenes//12), valid, seed, control)
     draw_masks(learners, items[:3], out/'segment.png')
-    parts = {'photos (same weights)':real, 'where is the digit? (same weights)':where, 'which pixels? (same steps)':seg}
-    parts = {k:o.rename(index=str) for k,o in parts.items() if o is not None}
+    show('which pixels? (same steps)', seg)
     pd.concat(parts, names=['task']).round(3).to_csv(out/'figures.csv')
-    for k,o in parts.items(): print(f'\n{k}\n{o.round(2).to_string()}')
-    print(f"\n{_in_words(where['pointing game'], *[seg.loc[o] for o in learners])}")
+    print(f"{_in_words(where['pointing game'], *[seg.loc[o] for o in learners])}")
     print(f'Pictures and figures: {out.resolve()}')
