@@ -1,5 +1,5 @@
 "Notebooks as pages of the site: what nbdev has made of them, for Sphinx, with code that a reader can copy"
-import ast, builtins, importlib, re, symtable
+import ast, builtins, importlib, re, symtable, yaml
 from configparser import ConfigParser
 from pathlib import Path
 from fastcore.nbio import mk_cell, read_nb, write_nb
@@ -118,8 +118,7 @@ def page(path, proc):
     mod = exported and exported[1]
     nb.metadata['language_info'] = dict(name='python')
     if nb.cells[0].cell_type=='raw':
-        meta = dict(re.findall(r'^(title|description): (.*(?:\n  .*)*)', nb.cells[0].source, flags=re.M))
-        meta = {k:re.sub(r'\s+', ' ', v).strip("'") for k,v in meta.items()}
+        meta = next(yaml.safe_load_all(nb.cells[0].source))
         nb.cells[0] = mk_cell(f"# {meta['title']}\n\n{meta['description']}", 'markdown')
     nb.cells = [doc_cell(c,mod) if c.cell_type=='code' and 'echo: false' in c.source else c for c in nb.cells]
     for c in nb.cells:
