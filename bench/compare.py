@@ -69,8 +69,8 @@ def deeplab_pair(T):
 
 of_timm = {'resnet34d':xresnet34, 'resnet50d':xresnet50}
 pairs = {f'{f.__name__}, timm {k}':(partial(timm_pair,f,k),(32,16,8)) for k,f in of_timm.items()}
-of_timms_own = 'resnet50d','mobilenetv2_100','efficientnet_b0','convnext_atto','regnety_002' # the last four have depthwise convs, SE, or both
-pairs |= {f'timm {o}':(partial(changed_pair,o),(8,)) for o in of_timms_own}
+by_phases = 'mobilenetv2_100','efficientnet_b0','convnext_atto','regnety_002' # depthwise convs, SE, or both
+pairs |= {f'timm {o}':(partial(changed_pair,o),(8,)) for o in ('resnet50d',*by_phases)}
 pairs |= {'torchvision resnet50':(tv_pair,(16,8)), 'torchvision deeplabv3':(deeplab_pair,(8,))}
 pairs |= {f'smp {o}':(partial(smp_pair,o),(16,8)) for o in ('resnet34','resnet50')}
 fmt = torch.contiguous_format
@@ -223,13 +223,12 @@ def main(
     out:str='compare',              # folder for the JSON and the chart
     channels_last:store_true=False, # memory format
     only:str='',                    # only the peers whose name fits this expression, and no other table
-    turns:int=2,                    # how often ours and theirs are called, as ours, theirs, theirs, ours (and forward twice as often)
+    turns:int=2,                    # times that ours, theirs, theirs, ours are called; a forward pass twice as often
 ):
     "Compare, and print Markdown"
     global fmt
     fmt = torch.channels_last if channels_last else torch.contiguous_format
-    out,sz,n = Path(out),128 if quick else 224,1 if quick else turns
-    out.mkdir(exist_ok=True, parents=True)
+    sz,n = (128,1) if quick else (224,turns)
     x,sides,Ts = images(sz),(128,224,320) if quick else (128,192,224,320,512),(32,8) if quick else (32,16,8,4)
     archs = (xresnet34,) if quick else (xresnet34,xresnet50)
     chosen = {k:o for k,o in pairs.items() if re.search(only,k)}
@@ -237,7 +236,8 @@ def main(
     if only:
         show('Ours over theirs', pd.DataFrame([f() for f in progress_bar(beside_peers)]))
         return
-    parts = {'Ours over theirs':beside_peers, 'U-Nets: a training step, over the one at 32':[partial(unets,a,x[:1],(32,16,8),2) for a in archs],
+    steps_of_unets = [partial(unets,a,x[:1],(32,16,8),2) for a in archs]
+    parts = {'Ours over theirs':beside_peers, 'U-Nets: a training step, over the one at 32':steps_of_unets,
         'How cost grows':[partial(growth,s,32,2*n) for s in sides]+[partial(growth,224,T,2*n) for T in Ts[1:]],
         'Share of a forward, %':[partial(profile,a,T,x,4*n) for a in (xresnet34,xresnet50) for T in (32,8)],
         'Dense evaluation, over shifted native passes':[partial(dense,512 if quick else 1024)],
@@ -262,6 +262,8 @@ def main(
     targets['time per multiply-add at most 1/0.95 of native'] = verdict(1/dilated.rate, 1/.95)
     targets['dilated pools at most 2 % of a forward'] = verdict(prof.DilatedPool.dropna(), 2)
     print('\n'+'\n'.join(f'- {k}: {v}' for k,v in targets.items()))
+    out = Path(out)
+    out.mkdir(exist_ok=True, parents=True)
     draw(p, g, out/'compare.png')
     tables = {k:json.loads(df.to_json(orient='records')) for k,df in dfs.items()}
     (out/'compare.json').write_text(json.dumps(dict(about=about, targets=targets, **tables), indent=1))

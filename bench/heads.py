@@ -1,10 +1,10 @@
 "Is it dilation that pays, or a skip? Heads on one body at several output strides: mIoU on scenes of digits"
-import itertools, sys, numpy as np
+import itertools, sys
 from fastai.vision.all import *
 from fastai_dilation.all import *
 from fastai_dilation.demo import name_digits, scene_dls
-from fastai_dilation.evaluate import peak_memory, time_in_turns
 from fastcore.script import call_parse
+from timing import costs
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
 from util import grid_diff, with_weights
 
@@ -46,10 +46,9 @@ def score(learn):
 
 def step(model, x, y): loss(model(x), y).backward()
 
-def costs(dls, models, n=4):
+def costs_of_step(dls, models):
     "Seconds and bytes of a training step of each of `models`, in turns"
-    fs = [partial(step, m.train(), *dls.one_batch()) for m in models]
-    return [np.median(ts) for ts in time_in_turns(fs, n)],[peak_memory(f) for f in fs]
+    return costs([partial(step, m.train(), *dls.one_batch()) for m in models])
 
 def show(*cells): print('| '+' | '.join(map(str,cells))+' |', flush=True)
 
@@ -66,7 +65,7 @@ def trained(learn, epochs, lr):
 
 def all_heads(dls, cases, seeds, epochs, lr, arch, same_seconds, bodies, freeze):
     "A row for each head and stride"
-    secs,mem = costs(dls, [learner(dls, *o, 0, arch, freeze=freeze).model for o in cases])
+    secs,mem = costs_of_step(dls, [learner(dls, *o, 0, arch, freeze=freeze).model for o in cases])
     for i,((head,T),t,m) in enumerate(zip(cases, secs, mem)):
         more = max(1, round(max(secs)/t)) if same_seconds else 1
         scores = [trained(learner(dls, head, T, s, arch, bodies.get(s), freeze), epochs*more, lr) for s in seeds]
@@ -96,7 +95,7 @@ def beside_smp(dls, seeds, epochs, lr, n, T=16):
         return Learner(dls, new_model(seed), loss_func=loss, metrics=JaccardCoeffMulti())
     makers = {'ours':ours, 'smp':theirs}
     a,b = models = [f(seeds[0]) for f in makers.values()]
-    secs,mem = costs(dls, models)
+    secs,mem = costs_of_step(dls, models)
     x = dls.one_batch()[0].as_subclass(Tensor).double()
     with torch.no_grad():
         for m in models: m.double().eval()

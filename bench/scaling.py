@@ -1,4 +1,4 @@
-"How cost grows with the map and with the batch, and how much faster two processes train than one: `python bench/scaling.py`, on a CPU"
+"How cost grows with the map and the batch, and what a second process brings: `python bench/scaling.py`, on a CPU"
 import os, platform, subprocess, sys, warnings
 warnings.filterwarnings('ignore')
 import numpy as np, pandas as pd, torch
@@ -9,11 +9,10 @@ from time import perf_counter
 from fastai.vision.all import Callback, CrossEntropyLossFlat, DataLoaders, Learner, rank_distrib, xresnet34, xresnet50
 from fastai.data.load import DataLoader
 from fastcore.script import call_parse
-from timing import fwd, step
+from timing import costs, fwd, step
 sys.path.append(str(Path(__file__).resolve().parent.parent/'tests'))
 from ddp import broadcast_on_cpu, launch
 from fastai_dilation.all import set_output_stride
-from fastai_dilation.evaluate import peak_memory, time_in_turns
 
 # --- the output stride
 
@@ -23,7 +22,7 @@ def finer(arch, Ts, side, bs, n):
     ms = [set_output_stride(arch(),T) for T in Ts]
     for call,f in (('forward',fwd), ('training',step)):
         fs = [partial(f, m.train(f is step), x) for m in ms]
-        secs,mem = [np.median(t) for t in time_in_turns(fs, n+1)],[peak_memory(f) for f in fs]
+        secs,mem = costs(fs, n+1)
         for row,t,b in zip(rows, secs, mem): row |= {f'{call} time':t/secs[0], f'{call} memory':b/mem[0]}
     return rows
 
@@ -35,7 +34,7 @@ def batches(T, sizes, side, n):
     xs = [torch.randn(o,3,side,side) for o in sizes]
     for call,f in (('forward',fwd), ('training',step)):
         fs = [partial(f, m.train(f is step), x) for x in xs]
-        secs,mem = [np.median(t) for t in time_in_turns(fs, n+1)],[peak_memory(f) for f in fs]
+        secs,mem = costs(fs, n+1)
         for bs,t,b in zip(sizes, secs, mem):
             rows.append({'output stride':T, 'call':call, 'batch':bs, 'time of an image':t/bs/secs[0], 'memory':b/mem[0]})
     return rows
@@ -99,7 +98,8 @@ def main(
     if 'WORLD_SIZE' in os.environ: return child(*Ts, side, bs, n) # started by `accelerate`
     torch.set_num_threads(1)
     def show(rows): print('\n'+pd.DataFrame(rows).to_markdown(index=False, floatfmt='.3g'), flush=True)
-    print(f'xresnet34, {side} px (output strides: {finer_side} px), torch {torch.__version__}, python {platform.python_version()}, one thread a process')
+    print(f'torch {torch.__version__}, python {platform.python_version()}, one thread a process')
+    print(f'output strides: {finer_side} px; batches and processes: xresnet34, {side} px')
     show([row for arch in (xresnet34,xresnet50) for b in (1,8) for row in finer(arch, (32,16,8), finer_side, b, 4)])
     show([row for T in Ts for row in batches(T, [*map(int,sizes.split())], side, 4)])
     show([processes(T, side, bs, n, turns) for T in Ts])

@@ -187,7 +187,8 @@ def body_with_level(
     paths = _timm_paths(body) if is_timm else _paths(follow(body), body)
     can_be = sorted(S for S in paths if 1<S<output_stride)
     if skip not in can_be:
-        raise ValueError(f'`skip` is the stride of an earlier map that the body makes: one of {can_be} at {output_stride=}, not {skip!r}')
+        raise ValueError('`skip` is the stride of an earlier map that the body makes: '
+            f'one of {can_be} at {output_stride=}, not {skip!r}')
     if not is_timm: return _with_level(body, paths[skip])
     body.__class__,body.level = TimmWithLevel,paths[skip]
     return body

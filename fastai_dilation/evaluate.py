@@ -119,7 +119,7 @@ def _before_pixels(net, strides):
     return set(itertools.takewhile(lambda n: not resizes(n), strides.calls)) # in the order in which they return
 
 def _last_maps(net, strides, xs, names):
-    "By native stride, in the order in which they are made: the last of the modules `names` that makes such a map of `xs`, and what it makes"
+    "By native stride, in the order in which they are made: the last of `names` to make such a map of `xs`, and the map"
     found = {}
     def note(name, forward, *args, **kwargs):
         y = forward(*args, **kwargs)
@@ -269,7 +269,8 @@ def output_stride_report(
     if isinstance(model,DynamicUnet): raise ValueError('The decoder of a U-Net is built for the sizes of its encoder: '
         'build a learner at each output stride, and compare what each `validate()` says')
     with no_random(reproducible=False): native,batch = _native_stride(model),dl.one_batch()
-    if len(batch)<=dl.n_inp: raise ValueError('`dl` has no targets to measure by: make it with `learn.dls.test_dl(items, with_labels=True)`')
+    if len(batch)<=dl.n_inp:
+        raise ValueError('`dl` has no targets to measure by: make it with `learn.dls.test_dl(items, with_labels=True)`')
     nets,xb = {T:_share(model,T) for T in dict.fromkeys([native,*output_strides])},batch[:dl.n_inp]
     rows,said,fs = {},{},[partial(nets[T],*xb) for T in output_strides]
     bar = iter((progress_bar if hasattr(learn,'progress') else noop)(range(len(dl)*len(nets))))
@@ -278,8 +279,8 @@ def output_stride_report(
             rows[T],said[T] = _predict(learn, net, dl, bar)
             rows[T].update(agreement=_agreement(said[T],said[native]), grid_error=grid_error(model, T, tuple(o[:2] for o in xb)))
         for T,f,secs in zip(output_strides, fs, time_in_turns(fs, n)):
-            mem = peak_memory(f, xb[0].is_cuda)
-            rows[T].update({'images/s':len(xb[0])/np.median(secs), 'peak MB':mem/2**20, 'multiply-adds G':multiply_adds(nets[T],*xb)/1e9})
+            mem,work = peak_memory(f, xb[0].is_cuda),multiply_adds(nets[T], *xb)
+            rows[T].update({'images/s':len(xb[0])/np.median(secs), 'peak MB':mem/2**20, 'multiply-adds G':work/1e9})
         next(bar, None)
     df = pd.DataFrame([rows[T] for T in output_strides], index=pd.Index(output_strides, name='output stride'))
     if plot: _plot(df)

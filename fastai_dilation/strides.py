@@ -200,7 +200,7 @@ def side_for(strides):
     def power(s): return s**int((15 if s%2 else 12)/math.log2(s))
     return math.lcm(*[power(s) for s in {2,*strides}-{0,1}])
 
-Call = namedtuple('Call', 'reads makes') # what there is to say of the tensors that a call of a module reads, and of those that it makes
+Call = namedtuple('Call', 'reads makes') # what there is to say of the tensors that a call reads, and of those that it makes
 
 def _shapes(net, xs, meta):
     "By name of a module, the shapes that it reads and makes, for each call"
@@ -271,7 +271,8 @@ def _first_that_runs(net, x):
         try: return _from_two_images(net, sample, times*side, meta=True)
         except Exception as e: errors.append(e)
     for sample,px in [(o,px) for o in samples(net,x) for px in (64,128,256,512)]:
-        if sample.n_values(2*px)>2**26: continue # more than half a gigabyte of random numbers
+        is_guess = x is None
+        if is_guess and sample.n_values(2*px)>2**26: continue # more than half a gigabyte of random numbers
         try: res = _from_two_images(net, sample, px, meta=False)
         except Exception as e: errors.append(e)
         else:
@@ -282,7 +283,8 @@ def follow(net, x=None):
     "Find the `Strides` of `net`, without any change to it; `x` is a sample of its input, if that is not one image"
     res = _first_that_runs(net, x)
     if res.own and not any(res.reads(n) for n in res.own):
-        raise CannotDilate(None, f'In {type(net).__name__} no layer reads a map that grows with the image: does it resize its input? '
+        raise CannotDilate(None, f'In {type(net).__name__} no layer reads a map that grows with the image: '
+            'does it resize its input? '
             "Then change the module that reads what is resized, such as a detector's `backbone` "
             '(`backbone.body`, if there is a pyramid in it)')
     return res

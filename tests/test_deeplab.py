@@ -10,7 +10,7 @@ from fastai_dilation.deeplab import _check_rates
 from seg_checks import loads_elsewhere, says_the_same_compiled_and_exported
 from safetensors.torch import save_file
 from seg_data import class_dls, make_files, seg_dls
-from util import alive, close, randomize, same, tensors
+from util import alive, close, never_download, randomize, same, tensors
 
 def rates_of(m): return [o.dilation[0] for o in m[1].modules() if isinstance(o,nn.Conv2d) and o.kernel_size==(3,3)]
 def small(pretrained=False): return xresnet18(widen=.25)
@@ -138,8 +138,7 @@ def test_learner(dls, arch, tmp_path):
 
 def test_pretrained_freezes(dls, monkeypatch):
     "With weights the body is frozen, and the images are normalised as the weights were trained"
-    real = timm.create_model
-    monkeypatch.setattr(timm, 'create_model', lambda name,pretrained=False,**kw: real(name,**kw))
+    never_download(monkeypatch)
     learn = deeplab_learner(dls, 'resnet18d', rates=(1,))
     assert any(isinstance(o,Normalize) for o in dls.after_batch.fs)
     frozen = [p for n,p in learn.model[0].named_parameters() if 'bn' not in n and '.1.' not in n and p.ndim>1]

@@ -1,10 +1,11 @@
 "What a reader copies from a page of the site runs: what the pages hide or leave out is not needed"
 import os, re, subprocess, sys
 from pathlib import Path
-import pytest, timm, torch
+import pytest, torch
 from fastcore.nbio import read_nb
 from fastai_dilation.all import get_output_stride
 from seg_data import class_dls, make_files, seg_dls
+from util import never_download
 
 root = Path(__file__).parent.parent
 sys.path.insert(0, str(root/'docs'))
@@ -65,8 +66,7 @@ def test_a_page_runs(pages, tmp_path, name):
 @pytest.mark.filterwarnings('ignore')
 def test_the_lines_at_the_front_run(tmp_path, monkeypatch):
     "The lines that the README begins with run as they stand, given images, masks and a batch"
-    real = timm.create_model
-    monkeypatch.setattr(timm, 'create_model', lambda name,pretrained=False,**kw: real(name,**kw)) # no download
+    never_download(monkeypatch)
     files = make_files(tmp_path)
     names = dict(dls=class_dls(files), mask_dls=seg_dls(files), x=torch.randn(2,3,64,64))
     lines = re.search(r'```python\n(from fastai.*?)```', (root/'README.md').read_text(), flags=re.S)[1]

@@ -10,6 +10,12 @@ def program_file(name):
     "File of a program that tests run in a process of its own"
     return Path(__file__).parent/'programs'/f'{name}.py'
 
+def never_download(monkeypatch):
+    "Let timm make networks with random weights, where it is asked for pretrained ones"
+    import timm   # bench/ uses this file too, and so do tests that need no timm
+    real = timm.create_model
+    monkeypatch.setattr(timm, 'create_model', lambda name,pretrained=False,**kw: real(name,**kw))
+
 def slow_if(ns, *big):
     "Names `ns` as parameters of a test, those with a word of `big` in them marked slow"
     import pytest   # bench/ uses this file too, where pytest need not be installed
