@@ -125,12 +125,19 @@ def mixed(mixin, cls):
 def _rebuilt(mixin, cls): return cls.__new__(mixed(mixin,cls))
 
 # %% ../nbs/02_phases.ipynb #224622c9
+def _map_to_split(args, p):
+    "Of the tensors in `args` the map whose phases `p` are; another may have sides of 1"
+    maps = [o for o in tree_leaves(args) if isinstance(o,torch.Tensor) and o.ndim>max(p.dims)]
+    if not maps: raise ValueError(f'Run by phases, this module reads a map with sides at the axes {p.dims}, and was given none')
+    return max(maps, key=lambda o: math.prod(p.sides(o)))
+
 class Phased(InPlace):
     "A module that runs on each phase of a map, with its native settings"
     def forward(self, *args, **kwargs):
+        # somebody (checkpointing, say) may have kept this method, and calls it on a module that was restored since
+        if not isinstance(self, Phased): return type(self).forward(self, *args, **kwargs)
         p = self._by_phases
-        maps = [o for o in tree_leaves((args,kwargs)) if isinstance(o,torch.Tensor) and o.ndim>max(p.dims)]
-        x = max(maps, key=lambda o: math.prod(p.sides(o))) # another may have sides of 1
+        x = _map_to_split((args,kwargs), p)
         args,kwargs = _split_all((args,kwargs), x, p)
         return _merge_all(super().forward(*args, **kwargs), x, p)
 
@@ -141,7 +148,8 @@ class Phased(InPlace):
     def extra_repr(self):
         p,own = self._by_phases,super().extra_repr()
         traded = f', stride {p.stride} -> {p.kept}' if p.stride>1 else ''
-        return f'{own}{", " if own else ""}by phases: spacing={p.spacing}{traded}'
+        inside = '; called by themselves, modules inside see one phase' if self._modules else ''
+        return f'{own}{", " if own else ""}by phases: spacing={p.spacing}{traded}{inside}'
 
 # %% ../nbs/02_phases.ipynb #8dde5b59
 def _split_all(args, x, p):
@@ -149,7 +157,9 @@ def _split_all(args, x, p):
     n_phases = p.n**len(p.dims)
     def split_one(o):
         if not isinstance(o,torch.Tensor) or o.ndim==0: return o
-        if o.ndim==x.ndim and p.sides(o)==p.sides(x): return split(o, p)
+        if o.ndim==x.ndim and p.sides(o)==p.sides(x):
+            is_for_all_images = o.shape[0]==1<x.shape[0] # positions, say
+            return split(o.expand(x.shape[0], *o.shape[1:]) if is_for_all_images else o, p)
         return o.repeat(n_phases, *[1]*(o.ndim-1)) if o.shape[0]==x.shape[0] else o
     return tree_map(split_one, args)
 
@@ -209,7 +219,7 @@ def _through(run, x):
     return merge(y, p, sides, last)
 
 # %% ../nbs/02_phases.ipynb #e7e5445e
-def is_sequential(m): return type(m).forward is nn.Sequential.forward
+def is_sequential(m): return isinstance(m,WithRuns) or type(m).forward is nn.Sequential.forward
 
 def join_runs(m):
     "Let the `nn.Sequential` `m` split a map once for each run; `restore` undoes it"
@@ -217,12 +227,13 @@ def join_runs(m):
 
 # %% ../nbs/02_phases.ipynb #fa02
 def is_plain_depthwise(conv):
-    "Is `conv` an `nn.Conv2d` with a filter for each channel, which makes a map as large as it reads?"
+    "Is `conv` an `nn.Conv2d` with a filter of several taps for each channel, which makes a map as large as it reads?"
     own = nn.Conv2d.forward,nn.Conv2d._conv_forward
     if not isinstance(conv,nn.Conv2d) or (type(conv).forward,type(conv)._conv_forward)!=own: return False
-    if conv.padding_mode!='zeros' or max(conv.stride)>1: return False
+    stride,padding,dilation = [conv_setting(conv,o) for o in ('stride','padding','dilation')]
+    if conv.padding_mode!='zeros' or max(stride)>1 or max(conv.kernel_size)==1: return False
     def keeps_size(pad, dilation, ks): return 2*pad==dilation*(ks-1)
-    is_same = conv.padding=='same' or all(map(keeps_size, conv.padding, conv.dilation, conv.kernel_size))
+    is_same = padding=='same' or all(map(keeps_size, padding, dilation, conv.kernel_size))
     return is_same and conv.groups==conv.in_channels>1
 
 def _phases_are_faster(conv, x, weight):
