@@ -198,14 +198,21 @@ def change(m, **settings):
         undo[k] = Changed(native, _Absent if k=='__class__' else v) # a class made here has no name to be pickled by
         setattr(m, k, v)
 
+def _native_class(m, noted):
+    "The class that `m` goes back to: as the one made for it says, since somebody may have changed that; or as was `noted`"
+    native = getattr(type(m), 'native_class', noted)
+    while hasattr(native,'native_class'): native = native.native_class
+    return native
+
 def restore(m, name=''):
     "Give `m`, called `name`, the settings that it had before `change`"
     undo = _undo_log(m)
     for k,o in undo.items(): # all are looked at before anything is put back
         if o.given is not _Absent and getattr(m,k)!=o.given: raise _changed_by_hand(name, k, o.given, getattr(m,k))
     for k,o in undo.items():
-        if o.native is _Absent: delattr(m, k)
-        else: setattr(m, k, o.native)
+        native = _native_class(m, o.native) if k=='__class__' else o.native
+        if native is _Absent: delattr(m, k)
+        else: setattr(m, k, native)
     for k in _undo_names: vars(m).pop(k, None)
 
 # %% ../nbs/00_layers.ipynb #430afb4x

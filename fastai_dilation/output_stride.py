@@ -366,6 +366,12 @@ def _refuse_what_is_no_map(strides, lost):
             'it reads several positions of a list of tokens, which is no map: '
             'a transformer has no stride to trade behind its patches')
 
+def _refuse_replaced_forwards(net, phased, lost):
+    for name in phased:
+        if name in lost and 'forward' in vars(net.get_submodule(name)):
+            raise CannotDilate(name, 'it has to run by phases, and its `forward` was replaced on the module itself '
+                '(by a hook of accelerate, or by checkpointing). Set the output stride first, or take that off')
+
 def _refuse_crashes(net, lost):
     crashed = {n:e for n,e in lost.items() if e is not None}
     if '' not in crashed: return # a module around it took its place
@@ -460,6 +466,7 @@ def _change(net, T, x):
             _refuse_decoders(net, strides, T, found.phased, found.lost)
             _refuse_hidden_strides(net, strides, found.misfit)
             _refuse_what_is_no_map(strides, found.lost)
+            _refuse_replaced_forwards(net, found.phased, found.lost)
             _refuse_crashes(net, found.lost)
         _tell_strides(net, T)
     return found

@@ -115,12 +115,20 @@ def _slice(self, i):
     return part
 
 # %% ../nbs/02_phases.ipynb #7e831bex
+def _is_parametrized(cls):
+    "Did `torch.nn.utils.parametrize` make `cls`, for one module? It goes back to the class below when it is removed"
+    return cls.__name__==f'Parametrized{cls.__base__.__name__}'
+
+def _names_of(cls): return {k:v for k,v in vars(cls).items() if k not in ('__dict__','__weakref__')}
+
 @lru_cache(None)
 def mixed(mixin, cls):
     "A class of the name of `cls`, with `mixin` in front of it"
-    names = dict(__module__=cls.__module__, __qualname__=cls.__qualname__)
+    if _is_parametrized(cls): bases,names = (mixed(mixin,cls.__base__),),_names_of(cls)
+    else: bases,names = (mixin,cls),dict(__module__=cls.__module__, __qualname__=cls.__qualname__)
+    names['native_class'] = cls
     if issubclass(cls, nn.Sequential): names['__getitem__'] = _slice
-    return types.new_class(cls.__name__, (mixin,cls), exec_body=lambda namespace: namespace.update(names))
+    return types.new_class(cls.__name__, bases, exec_body=lambda namespace: namespace.update(names))
 
 def _rebuilt(mixin, cls): return cls.__new__(mixed(mixin,cls))
 
@@ -174,11 +182,16 @@ def _merge_all(ys, x, p):
     return tree_map(merge_one, ys)
 
 # %% ../nbs/02_phases.ipynb #17c112cc
+def _has_own_forward_kept(m):
+    "Does `m` keep the `forward` of its class as an attribute, as what was hooked once may do?"
+    return getattr(vars(m).get('forward'), '__func__', None) is type(m).forward
+
 def run_by_phases(m, p):
     "Run module `m` by phases `p` from now on; `restore` undoes it"
-    # in front of all strides that are traded there is one phase, the map: there a module just keeps its layers
-    new_class = dict(__class__=mixed(Phased,type(m))) if p.n>1 else {}
-    change(m, _by_phases=p, **new_class)
+    if p.n==1: return change(m, _by_phases=p) # in front of all strides that are traded it just keeps its layers
+    cls = mixed(Phased, type(m))
+    kept = dict(forward=types.MethodType(cls.forward,m)) if _has_own_forward_kept(m) else {}
+    change(m, _by_phases=p, __class__=cls, **kept)
 
 # %% ../nbs/02_phases.ipynb #3889401d
 _hooks = '_forward_hooks','_forward_pre_hooks','_backward_hooks','_backward_pre_hooks'
