@@ -329,8 +329,14 @@ def _refuse_other_strides(net, T, possible):
     words = f'`output_stride` of this {type(net).__name__} can be one of {possible}, not {T!r}'
     if not _is_number(T): raise TypeError(words)
     n = max(possible)
-    if T>n: words += f'. It was built at {n}; if with dilation (timm: `output_stride=8`), build it without'
+    if T>n: words += f'. It was built at {n}; if with dilation (timm: `output_stride=8`; torchvision: '\
+        '`replace_stride_with_dilation`), build it without'
     if T not in possible: raise CannotDilate(None, words)
+
+def _refuse_answers_that_do_not_grow(net, strides):
+    if strides.sample.has_several_sizes and not strides.makes(''):
+        raise CannotDilate(None, f'{type(net).__name__} reads images of several sizes, and what it makes does not grow with them, '
+            'so nothing could be compared. Change the network inside of it that the images go through')
 
 def _refuse_late_layers(now, native, changed):
     for name in native.own:
@@ -339,6 +345,17 @@ def _refuse_late_layers(now, native, changed):
                 'change the body alone')
 
 # %% ../nbs/04_output_stride.ipynb #a3226dbc
+def _what_to_change(net, name, T):
+    "In words, what to do instead of changing the decoder `name`"
+    up = parent(name)
+    if hasattr(net.get_submodule(up), 'body'):
+        body = f'{up}.body'.lstrip('.')
+        return f'Change `{body}`, in front of it, and before training: what was trained behind it expects other maps'
+    if hasattr(net, 'encoder'):
+        return ('`encoder` alone can be changed; the decoder behind it then gives another answer, or none, until it is trained on. '
+            f'Or build the network with `encoder_output_stride={T}`, if it takes that')
+    return f'Change the encoder with `output_stride={T}` before the decoder is built'
+
 def _refuse_decoders(net, strides, T, phased, lost):
     whom_to_blame = dict.fromkeys([*filter(None,lost), *strides.calls]) # what is lost first
     for name in whom_to_blame:
@@ -348,8 +365,7 @@ def _refuse_decoders(net, strides, T, phased, lost):
         knows_its_fineness = isinstance(kind_of(net.get_submodule(name)), SpacedKind)
         if makes_larger and not knows_its_fineness and not is_inside(name, phased):
             raise CannotDilate(name, 'it makes maps larger: a decoder is built for the sizes of its encoder. '
-                f'Change the encoder with `output_stride={T}` before the decoder is built. '
-                'A network that keeps a fine map beside the coarse ones (HRNet) has that one to take')
+                f'{_what_to_change(net,name,T)}. A network that keeps a fine map beside the coarse ones (HRNet) has that one to take')
 
 def _refuse_hidden_strides(net, strides, misfit):
     if not misfit or not strides.reads(misfit): return
@@ -461,6 +477,7 @@ def _change(net, T, x):
         _refuse_late_layers(now, strides, changed)
         _refuse_other_strides(net, T, strides.possible)
         if T==strides.output: return _nothing_to_do
+        _refuse_answers_that_do_not_grow(net, strides)
         found = try_out(net, strides, T, x)
         if found.lost:
             _refuse_decoders(net, strides, T, found.phased, found.lost)

@@ -168,3 +168,25 @@ def test_aux_heads_of_torchvision_are_told(name):
     "They make no map, and read another one in training"
     net = getattr(tvm,name)(weights=None, init_weights=False)
     assert len(said(set_output_stride, net, 8))==1
+
+class Correlates(nn.Module):
+    "Looks for one image in another, with one body for both"
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(*convs(2,2))
+    def forward(self, z, x): return F.conv2d(self.body(x), self.body(z))
+
+def test_an_answer_that_does_not_grow_with_images_of_several_sizes_is_refused():
+    "Nothing could be compared; the body by itself is exact"
+    net,xs = Correlates(),(torch.randn(1,3,31,31),torch.randn(1,3,63,63))
+    with pytest.raises(CannotDilate, match='does not grow with them.*Change the network inside'): set_output_stride(net, 2, xs)
+    assert said(set_output_stride, net.body, 2)==[]
+
+def test_images_of_several_sizes_grow_by_as_many_pixels():
+    "A style of one position stays one, and two crops keep their own sizes"
+    class Styled(Correlates):
+        def forward(self, x, style): return self.body(x)*style
+    class Crops(Correlates):
+        def forward(self, a, b): return self.body(a),self.body(b)
+    for net,other in ((Styled(),(1,8,1,1)), (Crops(),(1,3,31,31))):
+        assert said(set_output_stride, net, 2, (torch.randn(1,3,63,63),torch.randn(other)))==[]
