@@ -1,8 +1,8 @@
 """Networks drawn at random of parts that people write, and images of sizes drawn too: is each accepted one exact?
 
 A network is a line of Python that is drawn, and then evaluated: what is printed of it can be copied."""
-import ast, copy, multiprocessing, os, random, sys, time, warnings
-import re, torch, torch.nn.functional as F
+import ast, copy, multiprocessing, os, random, re, resource, signal, sys, time, warnings
+import torch, torch.nn.functional as F
 from collections import Counter,namedtuple
 from dataclasses import dataclass,is_dataclass
 from torch import nn
@@ -39,12 +39,19 @@ def flip(x): return x+x.flip(3)
 def fft(x): return x+torch.fft.fft2(x).real/x[0,0].numel()
 def pick(x): return x+x.flatten(2).gather(2, x.flatten(2).argmax(-1,keepdim=True))[...,None]
 def svd(x): return x/torch.linalg.svdvals(x.flatten(2))[...,:1,None,None]
-def histogram(x): return x*torch.stack([torch.histc(o,8,-2,2) for o in x])[...,None,None]/x[0].numel()
+def histogram(x): return x*torch.stack([torch.histc(o,7,-2,2) for o in x])[...,None,None]/x[0].numel()
 def unpool(x):
     "Of each window of 2x2 the largest, where it was"
-    y,at = F.max_pool2d(x, 2, return_indices=True)
+    # after a ReLU many are equal, and rounding must not decide between them
+    i,j = [.01*(o%2) for o in _numbers(x)]
+    y,at = F.max_pool2d(x+2*i[:,None]+j, 2, return_indices=True)
     return x+F.max_unpool2d(y, at, 2, output_size=x.shape[2:])
 def pyramid(x, n): return x+F.interpolate(F.adaptive_avg_pool2d(x,n), x.shape[2:], mode='bilinear')
+
+def moved(x, mode):
+    "By a part of the map"
+    theta = torch.tensor([[1,0,.12],[0,1,.07]], dtype=x.dtype, device=x.device).expand(len(x),2,3)
+    return F.grid_sample(x, F.affine_grid(theta,x.shape,align_corners=False), mode, align_corners=False)
 
 def roll(x, d): return x+x.roll(d, 3)
 def roll_both(x, d): return x+x.roll((d,-d), (2,3))
@@ -76,6 +83,7 @@ def window_attention(x, w):
     t,_ = _windows(x, w)
     q = t.flatten(3,4)
     return x+_map(F.scaled_dot_product_attention(q,q,q).view(t.shape), x)
+def large_windows(x): return window_means(x,8) if max(x.shape[2:])>16 else x
 def shifted_windows(x, w): return window_attention(x.roll((-(w//2),-(w//2)),(2,3)), w).roll((w//2,w//2),(2,3))
 
 # Modules
@@ -285,9 +293,11 @@ class Stage(nn.Module):
         for o in self.blocks: x = checkpoint(o, x, use_reentrant=False)
         return x
 class Segments(Stage):
-    "In training it checkpoints two halves of its blocks"
+    "In training it checkpoints two halves of the blocks of all its stages"
     def forward(self, x):
-        return checkpoint_sequential(self.blocks, min(2,len(self.blocks)), x, use_reentrant=False) if self.training else self.blocks(x)
+        if not self.training: return self.blocks(x)
+        blocks = [o for stage in self.blocks for o in (stage if isinstance(stage,nn.Sequential) else [stage])]
+        return checkpoint_sequential(blocks, min(2,len(blocks)), x, use_reentrant=False)
 
 class Ending(Stage):
     "Does `f` itself, behind its blocks"
@@ -332,6 +342,14 @@ class Aux(Stage):
         middle = self.blocks[:n](x)
         y = self.blocks[n:](middle)
         return (y,self.head(middle)) if self.training else y
+class Positioned(Stage):
+    "Takes the positions of the pixels the same way as the image, and adds both maps in a module"
+    def __init__(self, *ms):
+        super().__init__(*ms)
+        self.of_positions,self.add = copy.deepcopy(self.blocks),Add(True)
+    def forward(self, x):
+        pos = linspace(x[:1])
+        return self.add(self.blocks(x), self.of_positions(torch.cat([pos,pos.prod(1,keepdim=True)],1)))
 class Masked(Stage):
     "Reads an image and a mask of it; the mask is resized to the last map"
     def forward(self, x, mask):
@@ -408,6 +426,7 @@ residual       Residual(nn.Sequential(@,nn.ReLU(),@))
 coordinates    Beside({linspace|linspace|fractions})
 numbers        Beside({arange|arange|numbered})
 windows        Call({window_means|window_attention|shifted_windows},{2|3|4})
+               Call(large_windows)
 gate           Gated({nn.AdaptiveAvgPool2d(1)|nn.AdaptiveMaxPool2d(1)})
                Excited()
                Call({mean|adaptive})
@@ -427,6 +446,7 @@ unfold         Call(unfold,{1|2|3|6|12|18})
 shift          Call({roll|roll_both|behind|ahead},{1|2|3|6|12|18})
 grid_sample    Warp('{bilinear|nearest}',{True|False})
                Turned('{bilinear|nearest}')
+               Call(moved,'{bilinear|nearest|nearest}')
 deformed       Deformed(1,{True|False},{True|False})
 placed         Placed({True|False},{True|False})
 hourglass      Hourglass(@)
@@ -444,6 +464,7 @@ answer         Answer({mean|amax|torch.relu|torch.sigmoid},...)
 levels         Levels(...)
 tapped         Tapped(...)
 aux            Aux({nn.Conv2d(8,8,3,1,1)|@},...)
+positioned     Positioned(...)
 masked         Masked(...)""")
 stems = parts("""
 stem           nn.Conv2d(3,8,{3,2,1|3,2,1|3,2|3,1,1|7,2,3|7,2|11,4,2|4,4})
@@ -475,6 +496,7 @@ class Draw:
         "Lines of a network, which come behind each other"
         R,n = self.R,self.R.randrange(3,8)
         res,forced = [self.filled(R.choice(stems))],R.randrange(n) if self.only else None
+        self.stride = 1 if '3,1,1' in res[0] else 2
         for i in range(n):
             name = self.only if i==forced and self.only not in frames else None
             tables = [o for o in (reducing,same) if name is None or name in o]
@@ -489,7 +511,7 @@ class Draw:
         # many are plain, since a frame of another kind has faults of its own
         names = [o for o in frames if o not in self.without]
         frame = self.only if self.only in frames else self.R.choice(names+['sequential']*4)
-        self.parts,self.stride = {frame},2
+        self.parts,self.stride = {frame},2 # until its row is drawn
         row = ', '.join(self.row())
         return Drawn(self.filled(frames[frame][0]).replace('...', row), sorted(self.parts))
 
@@ -634,7 +656,9 @@ def outcome(program, seed, n_sizes=30, T=None):
 
 # Each network in a process of its own: one that dies is a line, too
 
-def _child(conn, f, args):
+def _child(conn, f, args, secs):
+    # seconds of the processor, so that it makes no difference what else runs on the machine
+    resource.setrlimit(resource.RLIMIT_CPU, (secs,secs+1))
     torch.set_num_threads(1), warnings.simplefilter('ignore')
     # libraries complain of NaN by themselves
     null = os.open(os.devnull, os.O_WRONLY)
@@ -646,15 +670,16 @@ def apart(f, *args, secs=60):
     "What `f(*args)` returns in a process of its own, or what became of it"
     mp = multiprocessing.get_context('fork')
     here,there = mp.Pipe(duplex=False)
-    p = mp.Process(target=_child, args=(there,f,args))
+    p = mp.Process(target=_child, args=(there,f,args,secs))
     p.start(), there.close()
-    if not here.poll(secs):
+    too_slow = Outcome('crash', f'it takes more than {secs} seconds')
+    if not here.poll(10*secs):
         p.kill(), p.join()
-        return Outcome('crash', f'it takes more than {secs} seconds')
+        return too_slow
     try: return here.recv()
     except EOFError:
         p.join()
-        return Outcome('crash', f'the process dies, signal {-p.exitcode}')
+        return too_slow if p.exitcode==-signal.SIGXCPU else Outcome('crash', f'the process dies, signal {-p.exitcode}')
     finally: p.join()
 
 def tried(seed, sizes=30, only='', without=()):
@@ -664,7 +689,7 @@ def tried(seed, sizes=30, only='', without=()):
 
 # The smallest network that fails as well
 
-_rows = 'nn.Sequential Chain OwnChain Loop Listed Stage Segments Ending Answer Levels Tapped Aux Masked'.split()
+_rows = 'nn.Sequential Chain OwnChain Loop Listed Stage Segments Ending Answer Levels Tapped Aux Positioned Masked'.split()
 def simpler(program):
     "Programs with one part less, a part in the place of a row of them, or a plain row"
     def calls(tree): return [o for o in ast.walk(tree) if isinstance(o,ast.Call)]
@@ -675,7 +700,7 @@ def simpler(program):
             return ast.unparse(tree)
         name = ast.unparse(call.func)
         if name in _rows:
-            if name!='nn.Sequential' and name not in ('Ending','Answer','Aux','Masked'):
+            if name!='nn.Sequential' and name not in ('Ending','Answer','Aux','Positioned','Masked'):
                 yield edited(lambda o: setattr(o, 'func', ast.parse('nn.Sequential',mode='eval').body))
             for j in range(len(call.args)): yield edited(lambda o: o.args.pop(j))
         if name in [*_rows,'Residual','Hourglass','Branches','Sum']:
