@@ -6,7 +6,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent/'bench'))
 from drawn import apart, bugs, drawn, frames, made, outcome, reducing, same, told, tried
 
-few,many = range(12),range(12,112)
+few,many = range(10),range(10,110)
 
 def count_forever():
     for _ in itertools.count(): pass
@@ -18,7 +18,7 @@ def exact_or_said(seed, sizes):
 @pytest.mark.parametrize('seed', few)
 def test_a_drawn_net_is_exact_or_it_is_said(seed):
     "A few networks, at some sizes of image"
-    exact_or_said(seed, 10)
+    exact_or_said(seed, 8)
 
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', many)
