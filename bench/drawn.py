@@ -572,7 +572,8 @@ def in_training(m, xs, backward=False):
         if isinstance(o, nn.modules.batchnorm._BatchNorm): o.eval()
     try:
         ys = maps(m(*xs))
-        if backward: sum(y.sum() for y in ys).backward()
+        total = sum(y.sum() for y in ys)
+        if backward and total.requires_grad: total.backward()
     finally: m.eval()
     return [y.detach() for y in ys]
 
