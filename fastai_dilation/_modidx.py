@@ -489,6 +489,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fastai_dilation.strides._no_hooks_for_all': ( 'strides.html#_no_hooks_for_all',
                                                                                         'fastai_dilation/strides.py'),
                                          'fastai_dilation.strides._on_meta': ('strides.html#_on_meta', 'fastai_dilation/strides.py'),
+                                         'fastai_dilation.strides._real_sides': ('strides.html#_real_sides', 'fastai_dilation/strides.py'),
                                          'fastai_dilation.strides._refuse_uneven_strides': ( 'strides.html#_refuse_uneven_strides',
                                                                                              'fastai_dilation/strides.py'),
                                          'fastai_dilation.strides._replace_tensors': ( 'strides.html#_replace_tensors',

@@ -380,8 +380,12 @@ def _refuse_uneven_strides(names, small, large, side, ndim):
 class UnevenStrides(CannotDilate): "The strides of a map differ by axis"
 
 # %% ../nbs/01_strides.ipynb #872a68ff
-_real_sides = 64,128,256,512 # of the smaller of two real images
-_most_real_values = 2**23    # in the larger one
+_most_real_values = 2**23 # in the larger one of two real images
+
+def _real_sides(net):
+    "Sides of the smaller of two real images; multiples of the odd strides too"
+    odd = math.lcm(*[own_stride(m) for m in net.modules() if own_stride(m)%2])
+    return [px*odd for px in (64,128,256,512)]
 
 def _is_large_enough(strides, side):
     "Is the coarsest map larger than what padding may add to it?"
@@ -407,7 +411,7 @@ def _first_that_runs(net, x, training):
         except UnevenStrides: raise
         except Exception as e: on_meta.append(e)
         if 'meta' in str(on_meta[-1]): break # it needs values
-    for sample,px in [(o,px) for o in samples(net,x) for px in _real_sides]:
+    for sample,px in [(o,px) for o in samples(net,x) for px in _real_sides(net)]:
         if sample.n_values(2*px)>_most_real_values: continue
         try: res = _from_two_images(net, sample, px, False, training)
         except UnevenStrides: raise
