@@ -42,7 +42,7 @@ def test_any_head():
     i,j = 3,5
     with torch.no_grad(): close(maps[...,i,j], m[1](features[...,i:i+1,j:j+1]), 1e-12)
 
-def test_learner(tmp_path):
+def test_a_learner_is_asked_as_its_model_is(tmp_path):
     "A learner is asked as its model is, at 8 if nothing else is said"
     dls = class_dls(make_files(tmp_path))
     learn = Learner(dls, xresnet.xresnet18(n_out=10, widen=.25), loss_func=CrossEntropyLossFlat())
@@ -54,7 +54,7 @@ no_pool = 'no adaptive pool module in front'
 refused = [(tvm.vgg11_bn,r'reads \(7, 7\) positions at once \(`avgpool`\)'), (tvm.mobilenet_v2,no_pool),
     (lambda: create_body(xresnet.xresnet18()),no_pool)]
 @pytest.mark.parametrize('net,why', refused, ids=['vgg11_bn','mobilenet_v2','body'])
-def test_refused(net, why):
+def test_a_head_that_reads_more_than_one_position_is_refused(net, why):
     "A head that cannot be asked about one position is refused, and says why"
     m = net()
     ts = tensors(m)

@@ -63,7 +63,7 @@ archs = [small, 'resnet18d']
 archs += [slow(o) for o in (torchvision.models.resnet18,torchvision.models.convnext_tiny,torchvision.models.vgg11_bn)]
 
 @pytest.mark.parametrize('arch', archs, ids=lambda o: getattr(o,'__name__',o))
-def test_exact(arch):
+def test_rates_follow_and_logits_stay(arch):
     "Rates follow; logits at native positions are the native ones, and all comes back bit for bit"
     kw = dict(cut=-2) if arch is torchvision.models.convnext_tiny else {}
     m = alive(create_deeplab_model(arch, 5, pretrained=False, output_stride=32, rates=(1,2), **kw)).double()
@@ -94,7 +94,7 @@ def warned(f, *args, **kwargs):
         res = f(*args, **kwargs)
     return res,[str(o.message) for o in ws if str(o.message).startswith(('At output','The largest','`rates` are'))]
 
-def test_warnings():
+def test_deeplab_does_not_warn_of_its_own_mean():
     "Neither building nor a change of stride warns of the head's own mean, over the native grid or over all"
     m,ws = warned(create_deeplab_model, small, 3, pretrained=False)
     assert not ws
@@ -116,7 +116,7 @@ def test_rates_that_fit(dls):
 
 trained = [small, slow(xresnet18), slow(torchvision.models.resnet18), slow('resnet18d')]
 @pytest.mark.parametrize('arch', trained, ids=lambda o: getattr(o,'__name__',o))
-def test_learner(dls, arch, tmp_path):
+def test_a_deeplab_learner_trains_and_loads_elsewhere(dls, arch, tmp_path):
     "Groups as `vision_learner` has them; fit, a change of stride, validate, show, save, export, load elsewhere"
     kw = dict(pretrained=False, rates=(1,), path=tmp_path)
     learn = deeplab_learner(dls, arch, output_stride=16, metrics=foreground_acc, **kw)
@@ -156,12 +156,12 @@ def test_batch_of_one(sz):
     assert not same(norm, ts)
 
 @pytest.mark.slow
-def test_compile_export_onnx(tmp_path):
+def test_deeplab_compiled_exported_and_as_onnx(tmp_path):
     "In one graph, with free sides, and as ONNX"
     m = randomize(create_deeplab_model(small, 3, pretrained=False, output_stride=8, rates=(1,2)))
     says_the_same_compiled_and_exported(m, tmp_path)
 
-def test_report(dls):
+def test_the_report_takes_a_deeplab_learner(dls):
     "The report takes it as any learner"
     learn = deeplab_learner(dls, small, pretrained=False, rates=(1,), output_stride=32, metrics=foreground_acc)
     pool_over(learn.model, 'grid')
@@ -203,7 +203,7 @@ refused = [(dict(rates=(0,1)),'whole numbers from 1'), (dict(rates=(1.5,)),'whol
     (dict(output_stride=12),'can be one of'), (dict(arch='vit_tiny_patch16_224'),'but on 224x224'),
     (dict(arch=uncut),'say where to cut'), (dict(arch='resnet18d',weights='x'),'in its name'), (dict(n_out=0),'n_out')]
 @pytest.mark.parametrize('kw,words', refused, ids=lambda o: o if isinstance(o,str) else None)
-def test_refused(dls, kw, words):
+def test_deeplab_refuses_in_words(dls, kw, words):
     "In words, and the data are as they were"
     before = [*dls.after_batch.fs]
     with pytest.raises(ValueError, match=words): deeplab_learner(dls, **{'arch':small, 'pretrained':False, **kw})

@@ -70,7 +70,7 @@ refused = [(dict(skip=5),r'one of \[2, 4, 8\] at output_stride=16, not 5'), (dic
     (dict(skip='4'),r'one of \[2, 4, 8\]'), (dict(skip=4,output_stride=4),r'one of \[2\]'),
     (dict(skip=1,arch='resnet18d'),r'one of \[2, 4, 8\]')]
 @pytest.mark.parametrize('kw,words', refused)
-def test_refused(kw, words):
+def test_deeplab_plus_refuses_in_words(kw, words):
     "In words that say what there is"
     kw = {'arch':small, 'n_out':3, 'pretrained':False, **kw}
     with pytest.raises(ValueError, match=words): create_deeplab_model(**kw)
@@ -93,7 +93,7 @@ def test_without_rates():
 def dls(tmp_path): return seg_dls(make_files(tmp_path))
 
 @pytest.mark.parametrize('arch', [small, slow('resnet18d'), slow(torchvision.models.resnet18)], ids=name_of)
-def test_learner(dls, arch, tmp_path):
+def test_a_deeplab_plus_learner_trains_and_loads_elsewhere(dls, arch, tmp_path):
     "Groups as `vision_learner` has them; fit, a change of stride, fine-tune, save, export, load elsewhere"
     kw = dict(pretrained=False, rates=(1,), skip=4, path=tmp_path)
     learn = deeplab_learner(dls, arch, output_stride=16, metrics=foreground_acc, **kw)
@@ -119,7 +119,7 @@ def test_freeze(dls):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('arch', [small, 'efficientnet_lite0'], ids=name_of)
-def test_compile_export_onnx(arch, tmp_path):
+def test_deeplab_plus_compiled_exported_and_as_onnx(arch, tmp_path):
     "In one graph, with free sides, and as ONNX"
     m = randomize(create_deeplab_model(arch, 3, output_stride=8, **one_rate))
     says_the_same_compiled_and_exported(m, tmp_path)

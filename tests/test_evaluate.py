@@ -45,7 +45,7 @@ def test_inside():
         close(pool_over(m,'inside')(x), m[11](fs[...,:17,:9].mean((2,3))))
         assert pool_over(set_output_stride(m,32),'inside')(x).equal(pool_over(m,'all')(x))
 
-def test_refusals():
+def test_pool_over_refuses_a_head_without_a_pool():
     "Nets whose head has no adaptive pool are refused; the pools of a U-Net's gates are no head's"
     for m in (tvm.densenet121(), nn.Conv2d(3,3,3)):
         with pytest.raises(ValueError, match='no adaptive pool'): pool_over(m)
@@ -104,7 +104,7 @@ def test_learner_as_it_was(path, stop):
     with learn.no_logging(): learn.fit(1)
     assert (path/'models'/'best.pth').exists()
 
-def test_report(path):
+def test_rows_and_figures_of_the_report(path):
     "Rows, columns, figures: loss and metrics are those of `validate` at that stride"
     dls = class_dls(path)
     learn = vision_learner(dls, xresnet.xresnet18, pretrained=False, metrics=accuracy)

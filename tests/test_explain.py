@@ -52,7 +52,7 @@ def ask(*args):
     "`python -m fastai_dilation`"
     return subprocess.run([sys.executable,'-W','ignore','-m','fastai_dilation',*args], capture_output=True, text=True)
 
-def test_command():
+def test_the_command_says_whether_it_is_exact():
     "It says whether a network is exact, and ends with 1 if it is not, or is refused, without a traceback"
     res = ask('resnet18d', '8')
     assert res.returncode==0 and '\nexact: ' in res.stdout

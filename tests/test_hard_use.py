@@ -215,7 +215,7 @@ def test_compile(f, name, T):
 
 @pytest.mark.slow
 @kinds_at_8
-def test_export(tmp_path, f, name, T):
+def test_exported_with_free_sides_and_as_onnx(tmp_path, f, name, T):
     "torch.export with free sides, and ONNX run by onnxruntime, at two sizes"
     m,x = traceable(f(name,T)),torch.randn(2,3,64,96)
     ep = torch.export.export(m, (x,), **dynamic(x))

@@ -37,7 +37,7 @@ def body_of(learn): return learn.model[0].eval()
 
 @pytest.mark.parametrize('arch', [resnet18, xresnet50])
 @pytest.mark.parametrize('f', [vision_learner, cnn_learner, unet_learner])
-def test_pretrained(hub, path, cdls, sdls, arch, f):
+def test_weights_are_loaded_first_and_dilated_after(hub, path, cdls, sdls, arch, f):
     "Pretrained weights are loaded first and dilated after; cut, split and normalisation are the arch's"
     dls = seg_dls(path) if f is unet_learner else class_dls(path)
     native,learn = f(dls, arch),f(dls, arch, output_stride=8)
@@ -124,7 +124,7 @@ def test_summary_and_results(cdls, sdls):
         with learn.no_bar(): learn.show_results(max_n=2)
 
 @pytest.mark.parametrize('f', [vision_learner, unet_learner])
-def test_export(path, cdls, sdls, f):
+def test_an_exported_learner_predicts_in_a_new_process(path, cdls, sdls, f):
     "A new process that never imports fastai_dilation predicts the same"
     dls = sdls if f is unet_learner else cdls
     learn = f(dls, xresnet18, pretrained=False, output_stride=8, path=path)

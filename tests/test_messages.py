@@ -156,3 +156,74 @@ def test_class_maps_says_what_it_needs():
 def test_the_command_says_it_in_a_line(args, words):
     with pytest.raises(SystemExit) as e: ask(*args)
     assert words in str(e.value) and '\n' not in str(e.value)
+
+mixers = {'normalize over positions':lambda x: F.normalize(x, dim=(2,3))}
+mixers['softmax over positions'] = lambda x: x.flatten(2).softmax(-1).view_as(x)
+mixers['layer norm over positions'] = lambda x: F.layer_norm(x, x.shape[2:])
+mixers['arithmetic with the sides'] = lambda x: x*x.shape[-1]**.5
+
+class Whole(nn.Module):
+    "The same in the forward of the whole model"
+    def __init__(self, f):
+        super().__init__()
+        self.f,self.a,self.b = f,between(),nn.Conv2d(8,8,3,1,1)
+    def forward(self, x): return self.b(self.f(self.a(x)))
+
+@pytest.mark.parametrize('name', mixers)
+def test_mixers_in_the_whole_forward_are_warned_of(name):
+    "The model itself cannot run by phases, and is named"
+    ws = said(set_output_stride, Whole(mixers[name]).double(), 1)
+    assert len(ws)==1 and 'Whole' in ws[0] and 'forward' in ws[0]
+
+class Skip(nn.Module):
+    "A map resized to the size of an earlier one, and a conv that reads both"
+    def __init__(self):
+        super().__init__()
+        self.body,self.head = create_body(tvm.resnet18(), cut=-2),nn.Conv2d(512+64, 4, 3, padding=1)
+    def forward(self, x):
+        low = self.body[:5](x)
+        return self.head(torch.cat([F.interpolate(self.body[5:](low), low.shape[2:]), low], 1))
+
+@pytest.mark.parametrize('T', [16,8])
+def test_a_resized_map_is_warned_of(T):
+    "By the name of the model, with what happens, and what tells how much"
+    m = Skip()
+    ws = said(set_output_stride, m, T)
+    assert len(ws)==1 and 'Skip' in ws[0] and 'resizes' in ws[0] and f'grid_error(model, {T})' in ws[0]
+    assert grid_error(randomize(m).double(), T)>.01
+
+def test_torchvisions_fcn_is_warned_of():
+    "Its answers at the image's pixels move"
+    m = tvm.segmentation.fcn_resnet50(weights=None, weights_backbone=None, aux_loss=False, num_classes=4)
+    ws = said(set_output_stride, m, 4)
+    assert len(ws)==1 and 'FCN' in ws[0] and 'to_pixels' in ws[0]
+
+def test_dilations_set_by_hand():
+    "On the native net they follow the stride; on a dilated one they are not forgotten in silence"
+    m = tvm.resnet18()
+    convs = [o for o in m.layer4.modules() if isinstance(o,nn.Conv2d) and o.kernel_size==(3,3)]
+    set_output_stride(m, 16)
+    for f,o in zip((1,2,4), convs[1:]): o.dilation = o.padding = tuple(f*d for d in o.dilation)
+    ts,before = tensors(m),[o.dilation for o in convs]
+    with pytest.raises(CannotDilate, match='by hand') as e: set_output_stride(m, 8)
+    assert e.value.layer=='layer4.1.conv1' and same(m, ts) and [o.dilation for o in convs]==before
+
+def test_errors_and_warnings_are_classes():
+    m = nn.Sequential(create_body(xresnet.xresnet18()), nn.Upsample(scale_factor=2), nn.Conv2d(512,4,3,padding=1))
+    with pytest.raises(ValueError) as e: set_output_stride(m, 8)
+    assert (e.type,e.value.layer)==(CannotDilate,'1') and 'larger' in e.value.reason
+    with pytest.warns(InexactWarning): set_output_stride(Skip(), 16)
+    assert issubclass(InexactWarning, UserWarning)
+
+class Detector(nn.Module):
+    "Resizes its images, as torchvision's detectors do"
+    def __init__(self):
+        super().__init__()
+        self.backbone = between()
+    def forward(self, x): return self.backbone(F.interpolate(x, (64,64)))
+
+def test_a_network_that_resizes_its_images_is_refused_in_true_words():
+    "It says what would do, and that does"
+    m = Detector()
+    with pytest.raises(CannotDilate, match="resize its input.*such as a detector's `backbone`"): set_output_stride(m, 2)
+    assert said(stays_exact, m.backbone, 2)==[]

@@ -43,7 +43,7 @@ def test_convnext():
     theirs,ours = of_timm('convnext_atto')
     assert max(ours)<1e-5 and .1<min(theirs)<=max(theirs)<.5, theirs
 
-def test_strides():
+def test_peers_stop_at_8():
     "timm and torchvision stop at 8; a basic block of torchvision's cannot be dilated"
     for T in (4,2,1):
         with pytest.raises(AssertionError): timm.create_model('resnet18', output_stride=T)

@@ -117,7 +117,7 @@ copies = dict(deepcopy=lambda m,path: copy.deepcopy(m), pickle=lambda m,path: pi
 
 @all_nets
 @pytest.mark.parametrize('how', copies)
-def test_a_copy_says_the_same(name, how, tmp_path):
+def test_a_copy_of_a_phased_net_says_the_same(name, how, tmp_path):
     "Bit for bit"
     m,x = phased(name),images()
     assert answer(copies[how](m,tmp_path), x).equal(answer(m,x))

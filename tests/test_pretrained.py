@@ -175,7 +175,7 @@ def test_without_head(t18, tmp_path):
     assert m[4][0].convpath[0][0].weight.equal(t.layer1[0].conv1.weight)
 
 @pytest.mark.parametrize('name', slow_if(pairs,'101','152'))
-def test_pretrained(hub, name):
+def test_published_weights(hub, name):
     "`pretrained=True`, by timm's and torch's own loading code"
     m = hub('xrn50_940.pth' if name=='xresnet50' else published[name])
     x = torch.randn(1,3,64,96)
@@ -235,7 +235,7 @@ def test_tags(hub, monkeypatch):
     with pytest.raises(ImportError, match='pip install timm'): net('xresnet18', weights='resnet18d.ra2_in1k')
 
 @pytest.mark.parametrize('f', [vision_learner, cnn_learner, unet_learner])
-def test_learners(hub, tmp_path, f):
+def test_tags_in_learners(hub, tmp_path, f):
     "Tags in learners: the body, frozen, normalised with the tag's own statistics"
     path,dls_of = make_files(tmp_path),seg_dls if f is unet_learner else class_dls
     for tag,mean in (('resnet18d.ra2_in1k',.485),('resnet18d.ra4_e3600_r224_in1k',.5)):

@@ -23,7 +23,7 @@ def prepared(im):
 slow = partial(pytest.param, marks=pytest.mark.slow)
 
 @pytest.mark.parametrize('sides', [(193,161), slow((224,224)), slow((225,225))], ids=str)
-def test_exact(net, sides):
+def test_real_weights_are_exact_on_a_photo(net, sides):
     "In double precision, on a real photo"
     x = F.interpolate(prepared(ims['cat']), sides).double()
     net.double()
@@ -48,7 +48,7 @@ def test_same_class(net, name):
             assert y.argmax()==native.argmax() and (y-native).abs().max()<1e-4*native.abs().max()
         assert class_maps(net, x, 8)[...,::4,::4].mean((2,3)).argmax()==native.argmax()
 
-def test_learner(net, tmp_path):
+def test_a_learner_with_real_weights(net, tmp_path):
     "A learner on this body has its features on the native grid; exported, it says the same elsewhere"
     kw = dict(pretrained=False, output_stride=8, path=tmp_path)
     learn = vision_learner(class_dls(make_files(tmp_path)), 'tf_efficientnet_lite0', **kw)

@@ -39,7 +39,7 @@ def test_levels_are_those_of_torchvisions_net():
 unet_kws = [dict(n_in=4), dict(n_in=1), dict(blur=True), dict(self_attention=True), dict(norm_type=NormType.Weight),
     dict(y_range=(0,1)), dict(cut=-1), dict(cut=lambda m: m[:-1]), dict(drop_path_rate=.1)]
 @pytest.mark.parametrize('kw', unet_kws, ids=lambda o: '-'.join(o))
-def test_options(kw):
+def test_options_of_a_unet_of_timm(kw):
     "`DynamicUnet`'s, fastai's and timm's"
     m = create_unet_model('resnet18d', 2, (64,64), pretrained=False, output_stride=16, **kw)
     m(torch.randn(2,kw.get('n_in',3),64,64)).mean().backward()
@@ -47,7 +47,7 @@ def test_options(kw):
 
 @pytest.mark.parametrize('kw', [{}, dict(output_stride=16)], ids=['native','16'])
 @pytest.mark.parametrize('n_in', [3,4])
-def test_pretrained(path, tmp_path, kw, n_in):
+def test_a_unet_has_timms_weights(path, tmp_path, kw, n_in):
     "Weights are timm's, also for other channels; the encoder is frozen, and the images are normalised as timm says, if they have three"
     torch.manual_seed(1)
     theirs = randomize(timm.create_model('resnet18d'))
@@ -67,7 +67,7 @@ def test_pretrained(path, tmp_path, kw, n_in):
     assert all(o.requires_grad for o in convs)
 
 @pytest.mark.parametrize('kw', [dict(output_stride=16), pytest.param({}, marks=pytest.mark.slow)], ids=['16','native'])
-def test_learner(path, tmp_path, kw):
+def test_a_unet_of_timm_trains_and_loads_elsewhere(path, tmp_path, kw):
     "Fit, save, load, export and load elsewhere; not normalised without weights"
     dls = seg_dls(path)
     learn = unet_learner(dls, 'resnet18d', pretrained=False, path=tmp_path, **kw)
@@ -82,7 +82,7 @@ def test_learner(path, tmp_path, kw):
 @pytest.mark.parametrize('name,kw,words', [('hrnet_w18_small',{},'hrnet_w18_small cannot be the encoder of a U-Net.*Take another'),
     ('vit_tiny_patch16_224',{},'does not run on images of 64x64'), ('resnet18d',dict(weights='x'),'in its name'), ('resnet18d',dict(output_stride=12),'can be one of')],
     ids=['hrnet','vit','weights','stride'])
-def test_refused(path, name, kw, words):
+def test_a_unet_of_timm_refuses_in_words(path, name, kw, words):
     "In words, and the data are as they were"
     dls = seg_dls(path)
     before = [*dls.after_batch.fs]

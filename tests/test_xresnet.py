@@ -1,5 +1,5 @@
 "Networks: the invariant, names, reversibility and refusals"
-import math, os, pickle, re, time
+import math, os, pickle, re
 from copy import deepcopy
 from functools import partial
 import pytest, torch, torchvision.models as tvm
@@ -8,7 +8,7 @@ from torch import nn
 from fastai.vision.all import MaxPool, NormType, create_body, inspect
 from fastai.vision.models import xresnet
 from fastai_dilation.all import DilatedPool, get_output_stride, set_output_stride
-from util import close, names, randomize, same, settled, slow_if, tensors
+from util import Call, close, names, randomize, same, settled, slow_if, tensors
 
 exact = [o for o in names if not o.startswith('xse_')]
 
@@ -210,66 +210,19 @@ class Functional(nn.Module):
     def forward(self, x): return self.c(nn.functional.max_pool2d(self.b(self.a(x)), 2))
 
 def conv(*args, **kwargs): return nn.Sequential(nn.Conv2d(3,4,3,2,1), nn.Conv2d(4,4,*args,**kwargs))
-class Blur(nn.Module):
-    "A pool that torch does not know, with a buffer"
-    def __init__(self, stride, ndim=2, ceil_mode=False):
-        super().__init__()
-        self.stride,self.pad = stride,nn.ReflectionPad2d(1)
-        self.register_buffer('filt', torch.tensor([[1.,2,1],[2,4,2],[1,2,1]])[None,None]/16)
-    def forward(self, x):
-        nf = x.shape[1]
-        return nn.functional.conv2d(self.pad(x), self.filt.expand(nf,-1,-1,-1), stride=self.stride, groups=nf)
-
-class Same(nn.Conv2d):
-    "Pads by the size of the map, as TensorFlow does"
-    def forward(self, x):
-        axes = zip(x.shape[2:], self.kernel_size, self.stride, self.dilation)
-        p = [max((-(-n//s)-1)*s+(k-1)*d+1-n, 0) for n,k,s,d in axes]
-        x = nn.functional.pad(x, [p[1]//2,p[1]-p[1]//2,p[0]//2,p[0]-p[0]//2])
-        return nn.functional.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation)
-
 refused = [(tvm.vit_b_32,16,'VisionTransformer'), (lambda: nn.TransformerEncoderLayer(8,2),8,'TransformerEncoderLayer'),
     (lambda: nn.Linear(3,3),8,'Linear'), (lambda: conv(3,(2,1),1),1,'not the same on every axis')]
 refused += [(Functional,2,'`c`'), (lambda: conv(3,1,1),8,'[1, 2]')]
 refused += [(lambda: nn.Sequential(conv(3,2,1),nn.Upsample(scale_factor=2)),1,'makes maps larger')]
 refused += [(lambda: nn.Sequential(nn.Conv2d(3,4,4,4),nn.Conv2d(4,4,4,4)),3,'can be one of [1, 2, 4, 8, 16]')]
 @pytest.mark.parametrize('f,T,match', refused)
-def test_refused(f, T, match):
+def test_what_cannot_be_dilated_is_refused(f, T, match):
     "Networks that cannot be dilated are refused in words, and are as they were"
     m = f()
     before = pickle.dumps(m)
     with pytest.raises(ValueError) as e: set_output_stride(m, T)
     assert match in str(e.value) or re.search(match, str(e.value)), str(e.value)
     assert pickle.dumps(m)==before
-
-def with_stride(*mods): return nn.Sequential(nn.Conv2d(3,4,3,2,1), *mods, nn.Conv2d(4,4,3,2,1))
-undilatable = dict(reflect=lambda: nn.Conv2d(4,4,3,2,1,padding_mode='reflect'),
-    same=lambda: nn.Conv2d(4,4,4,padding='same'), tf=lambda: Same(4,4,3,2))
-undilatable |= dict(counts=lambda: nn.AvgPool2d(3,1,1,count_include_pad=False), lp=lambda: nn.LPPool2d(2,2))
-undilatable |= dict(divisor=lambda: nn.AvgPool2d(2,divisor_override=3), blur=lambda: Blur(2))
-@pytest.mark.parametrize('name', undilatable)
-@pytest.mark.parametrize('sz', [(64,48),(65,97)], ids=str)
-def test_what_cannot_be_dilated_runs_by_phases(name, sz):
-    "Padding of all kinds, pools of all kinds: refused by 0.0.2, exact now, on even and odd sides"
-    m,x = with_stride(undilatable[name]()).double(),torch.randn(1,3,*sz).double()
-    with torch.no_grad():
-        native,T0 = m(x),get_output_stride(m)
-        for T in (T0//2,2,1): close(set_output_stride(m,T)(x)[...,::T0//T,::T0//T], native, 1e-12)
-        assert set_output_stride(m,T0)(x).equal(native)
-
-convs = [(4,2,1), (3,2,0), (2,2), (2,2,1), (3,2,2), (5,2,1), (7,2,3), (3,2,1,2), (4,1,2), (2,1)]
-convs += [(3,1,'same'), (3,1,'valid'), (4,3,1)]
-@pytest.mark.parametrize('a', convs, ids=str)
-@pytest.mark.parametrize('sz', [(64,64),(75,97)])
-def test_any_kernel(a, sz):
-    "Any kernel and any padding with zeros: every native value is there, and behind it too"
-    m = nn.Sequential(nn.Conv2d(3,4,3,2,1), nn.Conv2d(4,4,*a), nn.Conv2d(4,4,3,2,1), nn.MaxPool2d(2)).double()
-    x = torch.randn(1,3,*sz).double()
-    native,T0 = m(x),get_output_stride(m)
-    for T in (T0//2,2,1):
-        y = set_output_stride(m,T)(x)[...,::T0//T,::T0//T]
-        close(y, native, 1e-12)
-    assert set_output_stride(m,T0)(x).equal(native)
 
 spoilers = [lambda nf: nn.Conv2d(nf,nf,3,(1,2),1), lambda nf: nn.Upsample(scale_factor=2)]
 spoilers += [lambda nf: nn.ConvTranspose2d(nf,nf,2,2)]
@@ -315,16 +268,20 @@ def test_hooks_untouched():
     m.eval()(torch.randn(1,3,64,64))
     assert seen==[1]
 
-def test_fast_and_no_copy():
-    "Half a second for an xresnet50, whose weights stay where they are"
-    m = xresnet.xresnet50()
+def test_a_change_runs_a_network_a_few_times_on_small_images():
+    "Two runs to know what is native, and two to see that it stays; none on the way back. Its weights stay where they are"
+    m,seen = xresnet.xresnet50(widen=.25),[]
+    def noted(x, net):
+        if not x.is_meta: seen.append(x[0,0].numel())
+        return net(x)
     ptrs = [p.data_ptr() for p in m.parameters()]
-    def secs():
-        start = time.perf_counter()
-        set_output_stride(m, 8)
-        return time.perf_counter()-start
-    assert min(secs() for _ in range(3))<.5
+    set_output_stride(Call(noted,m), 8)
+    assert len(seen)==4
+    assert max(seen)<2**13
     assert [p.data_ptr() for p in m.parameters()]==ptrs
+    seen.clear()
+    set_output_stride(Call(noted,m), 32)
+    assert seen==[]
 
 def test_signature():
     "The new arguments are shown"
@@ -332,20 +289,3 @@ def test_signature():
     for f in (xresnet.XResNet, xresnet.XResNet.__init__): assert parameters(f)['output_stride'].default is None
     ps = inspect.signature(xresnet.ResBlock).parameters
     assert ps['dilation'].default==1 and ps['first_dilation'].default is None and 'self' not in ps
-
-def test_pool_share():
-    "The dilated pools take at most 2 % of a forward at output stride 8"
-    m,x,inside = xresnet.xresnet34(output_stride=8).eval(),torch.randn(1,3,224,224),[]
-    for o in m.modules():
-        if isinstance(o, DilatedPool):
-            o.register_forward_pre_hook(lambda m,x: inside.append(-time.perf_counter()))
-            o.register_forward_hook(lambda m,x,y: inside.append(time.perf_counter()))
-    def share():
-        inside.clear()
-        start = time.perf_counter()
-        m(x)
-        return sum(inside)/(time.perf_counter()-start)
-    with torch.no_grad():
-        share()
-        shares = sorted(share() for _ in range(9))
-    assert len(inside)==4 and shares[4]<.02, shares

@@ -44,6 +44,26 @@ def alive(m):
         if p.numel()==1 or p.ndim==1 and p.abs().max()<.2 or p.ndim>1 and p.std()<1e-6: nn.init.uniform_(p, .5, 1.5)
     return m
 
+class Call(nn.Module):
+    "A module whose forward is `f`, which is given `mods` too"
+    def __init__(self, f, *mods):
+        super().__init__()
+        self.f,self.mods = f,nn.ModuleList(mods)
+    def forward(self, *args, **kwargs): return self.f(*args, *self.mods, **kwargs)
+
+def between(*middle):
+    "Two strided convs, what is asked about, and a strided conv"
+    return nn.Sequential(nn.Conv2d(3,8,3,2,1), nn.Conv2d(8,8,3,2,1), *middle, nn.Conv2d(8,8,3,2,1)).double()
+
+def stays_exact(m, T=1, sz=(33,48), S0=8):
+    "`m`, in double precision and of stride `S0`, has its native map on the native grid after a change to `T`"
+    from fastai_dilation.all import set_output_stride   # bench/ uses this file too
+    x = torch.randn(1,3,*sz).double()
+    with torch.no_grad():
+        native = m(x)
+        y = set_output_stride(m,T)(x)
+    close(y[...,::S0//T,::S0//T], native, 1e-12)
+
 def close(a, b, tol=1e-5):
     "`a` equals `b`, but for `tol` of the largest value of `b`"
     assert a.shape==b.shape
