@@ -11,24 +11,26 @@ from fastai_dilation.phases import Phased
 from fastai_dilation.all import create_unet_model, create_vision_model, get_output_stride, grid_error, pool_over
 from fastai_dilation.all import set_output_stride, vision_learner
 from seg_data import class_dls, make_files
-from util import Call, alive, between, close, randomize, said, same, stays_exact, tensors
+from util import Call, alive, between, close, randomize, said, same, slow_if, small, small50, small_densenet, stays_exact, tensors
 
-nets = ['convnext_atto','fasternet_t0','inception_next_atto','xception41','nf_resnet26']
-nets += ['resnetv2_50','resnet18d','res2net50_14w_8s']
-@pytest.mark.parametrize('T', [16,8])
-@pytest.mark.parametrize('f', [tvm.convnext_tiny, *nets], ids=lambda o: getattr(o,'__name__',o))
-def test_networks_of_timm_are_exact(f, T):
+tiny = ['resnet','convnext','efficientnet','nfnet','byobnet'] # timm has these for tests
+large = ['convnext_atto','fasternet_t0','inception_next_atto','xception41','nf_resnet26','resnetv2_50','resnet18d','res2net50_14w_8s']
+nets = [f'test_{o}' for o in tiny] + [pytest.param(o,marks=pytest.mark.slow) for o in large]
+@pytest.mark.parametrize('name', nets)
+def test_networks_of_timm_are_exact(name):
     "In double precision, with no branch that adds nothing; and no warning"
-    m = alive(timm.create_model(f) if isinstance(f,str) else f()).double()
-    assert said(set_output_stride, deepcopy(m), T)==[] and grid_error(m, T)<1e-9
+    m = alive(timm.create_model(name)).double()
+    assert said(set_output_stride, deepcopy(m), 8)==[]
+    assert grid_error(m, 8)<1e-9
 
-quiet = [xresnet.xresnet18, xresnet.xresnet50, xresnet.xresnext18, xresnet.xresnet18_deep]
-quiet += [tvm.resnet18, tvm.resnet50, tvm.vgg11_bn, tvm.densenet121, tvm.mobilenet_v2, tvm.convnext_tiny]
-@pytest.mark.parametrize('f', quiet, ids=lambda f: f.__name__)
-def test_quiet(f):
+quiet = dict(small=small, small50=small50, xresnet18_deep=partial(xresnet.xresnet18_deep,widen=.25), resnet18=tvm.resnet18)
+quiet |= dict(mobilenet_v2=partial(tvm.mobilenet_v2,width_mult=.25), densenet=small_densenet)
+quiet |= {o.__name__:o for o in (xresnet.xresnext18,tvm.resnet50,tvm.vgg11_bn,tvm.densenet121,tvm.convnext_tiny)}
+@pytest.mark.parametrize('name', slow_if(quiet,'xresnext18','resnet50','vgg11_bn','densenet121','convnext_tiny'))
+def test_quiet(name):
     "Nets that are exact warn of nothing, with their heads, at any stride"
-    m = f()
-    assert [said(set_output_stride, m, T) for T in (16,8,4,16,32)]==[[]]*5
+    m = quiet[name]()
+    for T in (8,16,4,32): assert said(set_output_stride, m, T)==[]
 
 def attend(x):
     "Self-attention over all positions"
@@ -97,9 +99,9 @@ def test_pointwise_is_quiet():
 
 def test_squeeze_and_excitation_is_quiet():
     "Built at a stride, changed live, or with the pools over the grid: exact, and no warning"
-    assert said(xresnet.xse_resnet18, output_stride=8)==[]
-    assert said(create_vision_model, xresnet.xse_resnet18, 2, pretrained=False, output_stride=8)==[]
-    m = xresnet.xse_resnet18()
+    assert said(xresnet.xse_resnet18, output_stride=8, widen=.25)==[]
+    assert said(create_vision_model, partial(xresnet.xse_resnet18,widen=.25), 2, pretrained=False, output_stride=8)==[]
+    m = xresnet.xse_resnet18(widen=.25)
     for T in (8,8,32): assert said(set_output_stride, m, T)==[]
     assert said(set_output_stride, pool_over(m), 8)==[]
 
@@ -107,7 +109,7 @@ def test_strides_that_can_be_had():
     "Unpadded convs, strides of 4, many parallel strides"
     res2net = partial(timm.create_model, 'res2net50_14w_8s')
     to32 = [1,2,4,8,16,32]
-    nets = (tvm.alexnet,to32), (tvm.squeezenet1_0,to32[:-1]), (res2net,to32), (tvm.convnext_tiny,to32)
+    nets = (tvm.alexnet,to32), (tvm.squeezenet1_0,to32[:-1]), (res2net,to32), (partial(timm.create_model,'test_convnext'),to32)
     for f,want in nets:
         with pytest.raises(ValueError) as e: set_output_stride(f(), 3)
         assert f'can be one of {want}' in str(e.value)
@@ -116,7 +118,7 @@ def test_strides_that_can_be_had():
 
 def test_unet_asks_for_what_it_has():
     "Its own stride is never refused, another one is"
-    m = create_unet_model(xresnet.xresnet18, 2, (64,64), pretrained=False, output_stride=8)
+    m = create_unet_model(small, 2, (64,64), pretrained=False, output_stride=8)
     assert set_output_stride(m, 8) is m
     with pytest.raises(ValueError, match='anew'): set_output_stride(m, 16)
 
@@ -125,7 +127,7 @@ late += [(dict(kernel_size=1),True)]
 @pytest.mark.parametrize('conv,ok', late)
 def test_late_head(conv, ok):
     "A conv put behind a dilated body has no native dilation: refused, unless 1x1; the stride it has is never refused"
-    m = nn.Sequential(create_body(xresnet.xresnet18(output_stride=8)), nn.Conv2d(512,4,**conv))
+    m = nn.Sequential(create_body(small(output_stride=8)), nn.Conv2d(128,4,**conv))
     ts,d = tensors(m),m[1].dilation
     for T in (16,32,4):
         if ok: set_output_stride(m, T)
@@ -139,7 +141,7 @@ def test_late_head(conv, ok):
 
 def test_pool_over_a_late_head():
     "`pool_over` asks for the stride that a net has: it never refuses, and changes nothing but the pools"
-    body,late = create_body(xresnet.xresnet18(output_stride=8)),nn.Conv2d(512,4,3,padding=12,dilation=12)
+    body,late = create_body(small(output_stride=8)),nn.Conv2d(128,4,3,padding=12,dilation=12)
     m = nn.Sequential(body, late, nn.AdaptiveAvgPool2d(1))
     assert pool_over(m)[2].spacing==4 and m[1].dilation==(12,12) and get_output_stride(m)==8
     assert pool_over(m,'all')[2].extra_repr()==nn.AdaptiveAvgPool2d(1).extra_repr() and '_undo' not in vars(m[2])
@@ -147,7 +149,7 @@ def test_pool_over_a_late_head():
 @pytest.fixture(scope='module')
 def dls(tmp_path_factory): return class_dls(make_files(tmp_path_factory.mktemp('data')))
 
-@pytest.mark.parametrize('name', ['resnet18d','convnext_atto','resnetv2_50','vgg11_bn'])
+@pytest.mark.parametrize('name', slow_if(['test_resnet','test_convnext','resnet18d','vgg11_bn'], '18d', 'vgg'))
 def test_timm_exact(dls, name):
     "By name in a learner: built natively, then traded; live, and back"
     torch.manual_seed(0)
@@ -162,15 +164,15 @@ def test_timm_exact(dls, name):
 
 def test_timm_by_name(dls):
     "What was warned of or refused is exact; a transformer is refused"
-    for name in ('seresnet18','tf_efficientnet_lite0'):
-        learn = vision_learner(dls, 'legacy_'+name if name[0]=='s' else name, pretrained=False, output_stride=8)
+    for name in ('test_byobnet','test_efficientnet'):
+        learn = vision_learner(dls, name, pretrained=False, output_stride=8)
         assert get_output_stride(learn.model)==8 and said(learn.set_output_stride, 16)==[]
     kw = dict(pretrained=False, output_stride=8)
     with pytest.raises(ValueError, match='but on 224x224'): vision_learner(dls, 'vit_tiny_patch16_224', **kw)
 
 def test_grid_error_leaves_the_net():
     "The net is as it was; at its native stride it is not off"
-    m = xresnet.xse_resnet18(output_stride=16).train()
+    m = xresnet.xse_resnet18(output_stride=16, widen=.25).train()
     ts,modes = tensors(m),[o.training for o in m.modules()]
     assert grid_error(randomize(deepcopy(m)).double(), 8)<1e-9 and grid_error(m, 32)==0
     assert same(m, ts) and [o.training for o in m.modules()]==modes and get_output_stride(m)==16
@@ -178,9 +180,9 @@ def test_grid_error_leaves_the_net():
 @pytest.mark.parametrize('sz', [(16,16),(30,31),(33,20)], ids=str)
 def test_grid_error_small(sz):
     "On an image of which the native map has one position, with and without a head"
-    m = randomize(xresnet.xresnet18(widen=.25))
+    m = randomize(small())
     x = torch.randn(1,3,*sz)
-    for o in (m, create_body(m)): assert max(grid_error(o, T, x) for T in (16,8,4))<1e-5
+    for o in (m, create_body(m)): assert max(grid_error(o, T, x) for T in (16,4))<1e-5
     assert grid_error(randomize(xresnet.xse_resnet18(widen=.25)).double(), 4, x.double())<1e-9
 
 class Blur(nn.Module):
@@ -271,7 +273,8 @@ def test_layers_that_do_not_pad_keep_together(T):
         with torch.no_grad(): want,y = native(x),m(x)[...,::8//T,::8//T]
         close(y[...,:want.shape[2],:want.shape[3]], want, 1e-12)
 
-fused = [('mobileone_s0',8),('repvgg_a0',8),('repvit_m0_9',8),('fastvit_t8',32)]
+fused = [('mobileone_s0',8)]
+fused += [pytest.param(*o,marks=pytest.mark.slow) for o in (('repvgg_a0',8),('repvit_m0_9',8),('fastvit_t8',32))]
 @pytest.mark.parametrize('name,late_stride', fused)
 def test_fuse_first(name, late_stride):
     "Branches fused before the stride is set stay exact; fused afterwards, a conv may be made with its native stride"

@@ -10,6 +10,19 @@ def program_file(name):
     "File of a program that tests run in a process of its own"
     return Path(__file__).parent/'programs'/f'{name}.py'
 
+def small(pretrained=False, **kwargs):
+    "An xresnet18 of a quarter of the width: what holds for its blocks holds for wider ones"
+    return xresnet.xresnet18(widen=.25, **kwargs)
+
+def small50(pretrained=False, **kwargs):
+    "An xresnet50 of a quarter of the width: its blocks have an expansion of 4"
+    return xresnet.xresnet50(widen=.25, **kwargs)
+
+def small_densenet():
+    "A DenseNet of short blocks"
+    from torchvision.models import DenseNet
+    return DenseNet(8, (2,2,2,2), 16)
+
 def never_download(monkeypatch):
     "Let timm make networks with random weights, where it is asked for pretrained ones"
     import timm   # bench/ uses this file too, and so do tests that need no timm
