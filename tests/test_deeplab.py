@@ -3,17 +3,16 @@ import warnings
 import numpy as np, pytest, timm, torch, torchvision
 from functools import partial
 from hypothesis import given, settings, strategies as st
-from fastai.vision.all import F, Normalize, create_body, foreground_acc, nn, xresnet18, xresnet18_deep
+from fastai.vision.all import F, Normalize, create_body, foreground_acc, nn, xresnet18_deep
 from fastai_dilation.all import create_deeplab_model, deeplab_learner, get_output_stride, output_stride_report
 from fastai_dilation.all import pool_over, set_output_stride, to_pixels, vision_learner
 from fastai_dilation.deeplab import _check_rates
-from seg_checks import loads_elsewhere, says_the_same_compiled_and_exported
+from seg_checks import says_the_same_compiled_and_exported
 from safetensors.torch import save_file
 from seg_data import class_dls, make_files, seg_dls
-from util import alive, close, never_download, randomize, same, tensors
+from util import alive, close, never_download, randomize, same, small, tensors
 
 def rates_of(m): return [o.dilation[0] for o in m[1].modules() if isinstance(o,nn.Conv2d) and o.kernel_size==(3,3)]
-def small(pretrained=False): return xresnet18(widen=.25)
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
@@ -53,14 +52,14 @@ def test_to_pixels_gradient():
 
 def test_to_pixels_compiled():
     "One graph for maps of all sizes"
-    f = torch.compile(to_pixels, fullgraph=True, dynamic=True)
+    f = torch.compile(to_pixels, fullgraph=True, dynamic=True, backend='aot_eager')
     for szs in ((3,4),(5,2)):
         x = torch.randn(1, 2, *szs)
         close(f(x, (40,33), 8, 15.5), to_pixels(x, (40,33), 8, 15.5))
 
 def slow(*args): return pytest.param(*args, marks=pytest.mark.slow)
-archs = [small, 'resnet18d']
-archs += [slow(o) for o in (torchvision.models.resnet18,torchvision.models.convnext_tiny,torchvision.models.vgg11_bn)]
+archs = [small, 'test_efficientnet']
+archs += [slow(o) for o in ('resnet18d',torchvision.models.resnet18,torchvision.models.convnext_tiny,torchvision.models.vgg11_bn)]
 
 @pytest.mark.parametrize('arch', archs, ids=lambda o: getattr(o,'__name__',o))
 def test_rates_follow_and_logits_stay(arch):
@@ -114,10 +113,10 @@ def test_rates_that_fit(dls):
     assert not warned(deeplab_learner, dls, small, pretrained=False, rates=(1,))[1]
     assert not warned(deeplab_learner, dls, small, pretrained=False, rates=())[1]
 
-trained = [small, slow(xresnet18), slow(torchvision.models.resnet18), slow('resnet18d')]
+trained = [small, slow(torchvision.models.resnet18), slow('resnet18d')]
 @pytest.mark.parametrize('arch', trained, ids=lambda o: getattr(o,'__name__',o))
-def test_a_deeplab_learner_trains_and_loads_elsewhere(dls, arch, tmp_path):
-    "Groups as `vision_learner` has them; fit, a change of stride, validate, show, save, export, load elsewhere"
+def test_a_deeplab_learner_trains(dls, arch, tmp_path):
+    "Groups as `vision_learner` has them; fit, a change of stride, validate, show, save, load"
     kw = dict(pretrained=False, rates=(1,), path=tmp_path)
     learn = deeplab_learner(dls, arch, output_stride=16, metrics=foreground_acc, **kw)
     groups,theirs = [l.splitter(l.model) for l in (learn, vision_learner(dls,arch,pretrained=False,n_out=2))]
@@ -132,9 +131,9 @@ def test_a_deeplab_learner_trains_and_loads_elsewhere(dls, arch, tmp_path):
         learn.show_results(max_n=2)
         learn.save('x')
         want = learn.get_preds()[0]
-        deeplab_learner(dls, arch, pretrained=False, output_stride=8, rates=(1,), path=tmp_path).load('x')
+        again = deeplab_learner(dls, arch, output_stride=16, **kw).load('x').set_output_stride(8)
+        with again.no_bar(): close(again.get_preds()[0], want)
     assert np.isfinite(before[0]) and want.shape[1:]==(2,64,64)
-    loads_elsewhere(learn, tmp_path)
 
 def test_pretrained_freezes(dls, monkeypatch):
     "With weights the body is frozen, and the images are normalised as the weights were trained"

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from fastai.vision.models import xresnet
 from fastai_dilation.all import CannotDilate, get_output_stride, grid_error, output_strides, set_output_stride
-from util import Call, alive, between, close, randomize, said, stays_exact
+from util import Call, alive, between, close, randomize, said, small, stays_exact
 
 def test_a_lock_is_no_obstacle():
     "Nothing is copied"
@@ -79,7 +79,7 @@ def test_a_refusal_asks_for_a_sample():
 
 def test_a_compiled_model_is_changed_inside():
     "And the compiled one follows"
-    m = randomize(xresnet.xresnet18(widen=.25))
+    m = randomize(small())
     c = torch.compile(m, backend='eager')
     x = torch.randn(1,3,64,64)
     with torch.no_grad():

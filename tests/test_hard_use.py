@@ -1,14 +1,13 @@
 "Copies and files, compilers, exporters, precisions, layouts, gradients, callbacks, two processes, a thousand changes"
 import copy, gc, os, pickle, re, shutil, signal, subprocess, sys
-from functools import partial
 from pathlib import Path
 import onnxruntime, pytest, torch, torchvision.models as tvm
 from torch import nn
 from safetensors.torch import load_model, save_model
-from fastai.vision.all import AvgPool, Callback, GradientAccumulation, MaxPool, MixUp, MixedPrecision
+from fastai.vision.all import Callback, GradientAccumulation, MixUp, MixedPrecision
 from fastai.vision.all import SaveModelCallback, ToTensorBase, accuracy, create_body
 from fastai.vision.models import xresnet
-from fastai_dilation.all import DilatedPool, create_unet_model, get_output_stride, load_weights, set_output_stride
+from fastai_dilation.all import create_unet_model, get_output_stride, load_weights, set_output_stride
 from fastai_dilation.all import unet_learner, vision_learner
 from seg_data import class_dls, make_files, seg_dls
 from util import close, program_file, randomize, same, slow_if, small, small50, tensors

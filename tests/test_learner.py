@@ -5,7 +5,7 @@ from functools import partial
 from torch import nn
 from torchvision.models import resnet18
 from fastai.vision.all import Normalize, NormType, accuracy, create_body, get_image_files, load_learner, model_meta
-from fastai.vision.all import xresnet18, xresnet18_deep, xresnet50
+from fastai.vision.all import xresnet18_deep, xresnet50
 from fastai.vision.models.xresnet import xse_resnet18
 from fastai_dilation.all import cnn_learner, deeplab_learner, unet_learner, vision_learner
 from fastai_dilation.all import create_unet_model, create_vision_model, get_output_stride

@@ -57,7 +57,7 @@ def test_invariant_sizes(name):
     check(m, [torch.randn(1,3,*sz) for sz in ((64,64),(97,75),(81,81),(224,224))], [T for T in strides_of(m) if T>=8])
 
 arch_kws = [dict(ndim=1,c_in=2), dict(ndim=1,ks=15), dict(ndim=3), dict(ks=5), dict(ks=31), dict(widen=.5),
-    dict(stem_szs=(16,24,64)), dict(c_in=1), dict(groups=4), dict(dw=True)]
+    dict(stem_szs=(16,24,64)), dict(c_in=1), dict(groups=4), dict(dw=True,widen=1)]
 arch_kws += [dict(pool=MaxPool), dict(pool_first=False), dict(pool=MaxPool,pool_first=False)]
 arch_kws += [dict(norm_type=o) for o in (None, *NormType) if o not in (NormType.Instance,NormType.InstanceZero)]
 
