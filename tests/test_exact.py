@@ -11,10 +11,12 @@ from fastai_dilation.phases import Phased
 from fastai_dilation.all import create_unet_model, create_vision_model, get_output_stride, grid_error, pool_over
 from fastai_dilation.all import set_output_stride, vision_learner
 from seg_data import class_dls, make_files
-from util import Call, alive, between, close, randomize, said, same, slow_if, small, small50, small_densenet, stays_exact, tensors
+from util import Call, alive, between, close, randomize, said, same, slow_if, small, small50, small_densenet
+from util import stays_exact, tensors
 
 tiny = ['resnet','convnext','efficientnet','nfnet','byobnet'] # timm has these for tests
-large = ['convnext_atto','fasternet_t0','inception_next_atto','xception41','nf_resnet26','resnetv2_50','resnet18d','res2net50_14w_8s']
+large = ['convnext_atto','fasternet_t0','inception_next_atto','xception41','nf_resnet26','resnetv2_50','resnet18d']
+large += ['res2net50_14w_8s']
 nets = [f'test_{o}' for o in tiny] + [pytest.param(o,marks=pytest.mark.slow) for o in large]
 @pytest.mark.parametrize('name', nets)
 def test_networks_of_timm_are_exact(name):
@@ -23,8 +25,8 @@ def test_networks_of_timm_are_exact(name):
     assert said(set_output_stride, deepcopy(m), 8)==[]
     assert grid_error(m, 8)<1e-9
 
-quiet = dict(small=small, small50=small50, xresnet18_deep=partial(xresnet.xresnet18_deep,widen=.25), resnet18=tvm.resnet18)
-quiet |= dict(mobilenet_v2=partial(tvm.mobilenet_v2,width_mult=.25), densenet=small_densenet)
+quiet = dict(small=small, small50=small50, xresnet18_deep=partial(xresnet.xresnet18_deep,widen=.25))
+quiet |= dict(resnet18=tvm.resnet18, mobilenet_v2=partial(tvm.mobilenet_v2,width_mult=.25), densenet=small_densenet)
 quiet |= {o.__name__:o for o in (xresnet.xresnext18,tvm.resnet50,tvm.vgg11_bn,tvm.densenet121,tvm.convnext_tiny)}
 @pytest.mark.parametrize('name', slow_if(quiet,'xresnext18','resnet50','vgg11_bn','densenet121','convnext_tiny'))
 def test_quiet(name):

@@ -20,8 +20,10 @@ def unet(name, T=8): return randomize(create_unet_model(archs[name], 3, (64,64),
 def path(tmp_path_factory): return make_files(tmp_path_factory.mktemp('data'))
 
 def label(o): return getattr(o,'__name__',o)
-slow_kinds = [pytest.param(f,o,marks=pytest.mark.slow) for f,o in ((classifier,'resnet18'),(unet,'resnet18'),(unet,'small50'))]
-kinds = pytest.mark.parametrize('f,name', [(classifier,'small'), (classifier,'small50'), (unet,'small'), *slow_kinds], ids=label)
+all_kinds = [(classifier,'small'), (classifier,'small50'), (unet,'small')]
+large = (classifier,'resnet18'),(unet,'resnet18'),(unet,'small50')
+all_kinds += [pytest.param(*o, marks=pytest.mark.slow) for o in large]
+kinds = pytest.mark.parametrize('f,name', all_kinds, ids=label)
 
 @kinds
 def test_copies_and_files(tmp_path, f, name):

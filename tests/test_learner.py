@@ -140,7 +140,8 @@ def test_an_exported_learner_predicts_the_same(path, cdls, tmp_path):
     assert loaded.output_stride==8
     assert answers(loaded, path).equal(answers(learn, path))
 
-exported = dict(vision=(vision_learner,small,{}), phased=(vision_learner,xse_resnet18,{}), timm=(vision_learner,'test_efficientnet',{}))
+exported = dict(vision=(vision_learner,small,{}), phased=(vision_learner,xse_resnet18,{}))
+exported |= dict(timm=(vision_learner,'test_efficientnet',{}))
 exported |= dict(unet=(unet_learner,small,{}), unet_of_timm=(unet_learner,'resnet18d',{}))
 exported |= {f'deeplab_{o}':(deeplab_learner,small,dict(rates=(1,),skip=o)) for o in (None,4)}
 

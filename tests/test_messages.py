@@ -2,8 +2,8 @@
 from functools import partial
 import pytest, timm, torch, torchvision.models as tvm
 from fastai.vision.all import CrossEntropyLossFlat, Learner, create_body, nn, xresnet18
-from fastai_dilation.all import (CannotDilate, InexactWarning, class_maps, create_deeplab_model, create_unet_model, deeplab_learner, explain,
-    get_output_stride, grid_error, output_strides, pool_over, set_output_stride)
+from fastai_dilation.all import (CannotDilate, InexactWarning, class_maps, create_deeplab_model, create_unet_model,
+    deeplab_learner, explain, get_output_stride, grid_error, output_strides, pool_over, set_output_stride)
 from fastai_dilation.__main__ import main as ask
 from fastai_dilation.strides import Sample
 from torch.nn import functional as F

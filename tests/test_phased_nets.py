@@ -45,8 +45,6 @@ real = dict(xse=lambda: xresnet.xse_resnet18(n_out=5, widen=.25), efficientnet=o
 strides = dict(tiny=4, padded=4, odd=2)
 makers = {**small,**real}
 all_nets = pytest.mark.parametrize('name', slow_if(makers, 'blur', 'mnasnet', 'convnext'))
-# a compiler takes a few seconds for a small net, and half a minute for a real one
-small_then_real = pytest.mark.parametrize('name', slow_if(makers, *real))
 tiny_then_all = pytest.mark.parametrize('name', slow_if(makers, 'padded', 'odd', *real))
 
 def phased(name):
@@ -151,14 +149,16 @@ def compiled(m, backend):
     torch._dynamo.reset()
     return torch.compile(m, fullgraph=True, backend=backend)
 
-@small_then_real
+in_inductor = ['tiny','odd','xse','convnext'] # in one graph too
+# a compiler takes a few seconds for a small net, and half a minute for a real one
+@pytest.mark.parametrize('name', slow_if([*small,*[o for o in real if o not in in_inductor]], *real))
 def test_a_compiled_net_is_one_graph(name):
     "No break in it, and it says the same"
     m,x = phased(name),images()
     close(answer(compiled(m,'aot_eager'), x), answer(m,x), 1e-4)
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['tiny','odd','xse','convnext'])
+@pytest.mark.parametrize('name', in_inductor)
 @pytest.mark.skipif(not shutil.which('g++'), reason='inductor compiles C++')
 def test_a_compiled_net_says_the_same_in_inductor(name):
     "In the code that is generated too"

@@ -18,6 +18,10 @@ def small50(pretrained=False, **kwargs):
     "An xresnet50 of a quarter of the width: its blocks have an expansion of 4"
     return xresnet.xresnet50(widen=.25, **kwargs)
 
+def narrow(name, **kwargs):
+    "The network `name`, as narrow as its 32 groups can be"
+    return getattr(xresnet,name)(widen=.5 if 'next18' in name or 'next34' in name else .25, **kwargs)
+
 def small_densenet():
     "A DenseNet of short blocks"
     from torchvision.models import DenseNet
