@@ -483,5 +483,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'fastai_dilation.xresnet': { 'fastai_dilation.xresnet.XResNet.__init__': ( 'xresnet.html#xresnet.__init__',
                                                                                        'fastai_dilation/xresnet.py'),
                                          'fastai_dilation.xresnet._dilate': ('xresnet.html#_dilate', 'fastai_dilation/xresnet.py'),
+                                         'fastai_dilation.xresnet._is_fastais': ('xresnet.html#_is_fastais', 'fastai_dilation/xresnet.py'),
                                          'fastai_dilation.xresnet._layers_with_taps': ( 'xresnet.html#_layers_with_taps',
-                                                                                        'fastai_dilation/xresnet.py')}}}
+                                                                                        'fastai_dilation/xresnet.py'),
+                                         'fastai_dilation.xresnet._takes': ('xresnet.html#_takes', 'fastai_dilation/xresnet.py')}}}
