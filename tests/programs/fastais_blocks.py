@@ -1,8 +1,8 @@
-"Print what fastai's blocks, and networks made of them, say: `fastais_blocks.py [package]` imports the package first, if it is named"
-import sys, torch
+"Print what fastai's blocks, and networks made of them, say: `fastais_blocks.py [MODULE]` imports a module first"
+import importlib, sys, torch
 from fastai.layers import ConvLayer, ResBlock
 from fastai.vision.models.xresnet import XResNet
-if sys.argv[1:]: import fastai_dilation.all
+for o in sys.argv[1:]: importlib.import_module(o)
 
 def say(name, make, *sides):
     "Print the map's sides and values, the layers, and what random number is next; or the error"
