@@ -35,29 +35,40 @@ def _by_name(name):
         hint + ('' if has_timm else ' (timm is not installed)'))
 
 # %% ../nbs/11_check.ipynb #ck10
-def _give_norms_weights(net):
-    "Batch norms with weights other than 0"
+def _give_weights(net):
+    "Weights far from 0 for what would hide a block: norms, layer scales, gains"
     for o in net.modules():
         if isinstance(o, nn.modules.batchnorm._BatchNorm) and o.affine: nn.init.uniform_(o.weight, .5, 1)
+    for p in net.parameters():
+        is_constant = p.ndim>1 and p.std()<1e-6
+        if p.numel()==1 or p.ndim==1 and p.abs().max()<.2 or is_constant: nn.init.uniform_(p, .5, 1.5)
+
+def _off(net, output_stride):
+    "`grid_error`, and what it warns of"
+    with warnings.catch_warnings(record=True) as ws:
+        warnings.simplefilter('always')
+        off = grid_error(net, output_stride)
+    return off,[str(o.message) for o in ws if o.category is UserWarning]
 
 def check(
-    net,           # a network; its output stride and the weights of its norms change
+    net,           # a network; its output stride and the weights of its norms and scales change
     output_stride, # of the last map
 ): # text
     "What becomes of `net` at `output_stride`, and whether it is exact; raises what `set_output_stride` raises"
-    _give_norms_weights(net)
+    _give_weights(net)
     possible = output_strides(net)
     df = explain(net, output_stride)
     x = torch.randn(1, 3, 224, 224)
     native = multiply_adds(net, x)
     set_output_stride(net.eval(), output_stride, warn=False)
-    work,off = multiply_adds(net,x)/native,grid_error(net, output_stride)
+    work = multiply_adds(net, x)/native
+    off,warned = _off(net, output_stride)
     n_traded,n_apart,n_phased = [df.becomes.str.contains(o).sum() for o in ('->','taps','phases')]
     verdict = 'exact' if off<1e-4 else 'not exact'
-    return f'''{verdict}: on its native grid, the last map is off by {off:.0e} of its largest value
-layers whose stride is traded: {n_traded}; with taps farther apart: {n_apart}; run by phases: {n_phased}
-multiply-adds at 224x224 pixels: {work:.1f} times the native ones
-output strides that it can have: {', '.join(map(str,possible))}'''
+    return '\n'.join([f'{verdict}: on its native grid, the last map is off by {off:.0e} of its largest value', *warned,
+        f'layers whose stride is traded: {n_traded}; with taps farther apart: {n_apart}; run by phases: {n_phased}',
+        f'multiply-adds at 224x224 pixels: {work:.1f} times the native ones',
+        f'output strides that it can have: {", ".join(map(str,possible))}'])
 
 # %% ../nbs/11_check.ipynb #ck13
 @call_parse

@@ -17,6 +17,7 @@ __all__ = ['peak_memory', 'time_in_turns', 'multiply_adds', 'grid_error', 'expla
 
 # %% ../nbs/09_evaluate.ipynb #8c20810d
 import itertools
+from collections import defaultdict
 from fastai.vision.all import *
 from .layers import *
 from .strides import *
@@ -25,6 +26,7 @@ from .trial import *
 from .output_stride import *
 from .output_stride import _global_pools,_network
 from torch.profiler import profile,ProfilerActivity
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 # %% ../nbs/09_evaluate.ipynb #3578201f
@@ -135,11 +137,53 @@ def _last_maps(net, strides, xs, names):
 def _difference(t, native, grid, T):
     "Largest difference of the map `t` at output stride `T` from the native one, as a part of its largest value"
     if not has_native_size(t, native, grid, T): return math.inf
+    if not native.numel(): return 0. # a level without channels
     return ((native_part(t,grid,T)-native).abs().max()/native.abs().max()).item()
 
+# %% ../nbs/09_evaluate.ipynb #ge09b
+_hardly = 1e-3 # a layer is hardly seen if half of what it makes moves the last map by less than this part
+
+def _influence(net, strides, xs, names, ends):
+    "By name of a layer in `names`: how far half of what it makes moves what the modules `ends` make, as a part of that"
+    zeros,outs,maps = defaultdict(list),defaultdict(list),{}
+    def plus_zero(name, t):
+        if not isinstance(t,Tensor) or not t.is_floating_point(): return t
+        zeros[name].append(torch.zeros_like(t, requires_grad=True))
+        outs[name].append(t.detach())
+        return t+zeros[name][-1]
+    def note(name, forward, *args, **kwargs):
+        y = forward(*args, **kwargs)
+        if name in names: y = tree_map(partial(plus_zero,name), y)
+        if name in ends: maps[name] = tensors(y)
+        return y
+    with watched(net, note), torch.enable_grad():
+        net(*xs)
+        seen = [t for ts in maps.values() for t in ts if t.requires_grad]
+        if not seen: raise ValueError('no gradient comes back')
+        said = sum((torch.randn_like(t)*t).sum()/t.detach().norm() for t in seen)
+        grads = iter(torch.autograd.grad(said, [o for os in zeros.values() for o in os], allow_unused=True))
+    def moved(ts): return math.hypot(*[0. if g is None else (g*t).norm().item() for t,g in zip(ts,grads)])/2
+    return {name:moved(outs[name]) for name in zeros}
+
+# %% ../nbs/09_evaluate.ipynb #ge09c
+def _warn_of_unseen(net, strides, xs, names, ends):
+    "Warn if some of the layers `names` cannot be seen in what the modules `ends` of the native `net` make"
+    order = [*strides.calls]
+    names = [n for n in order[:max(map(order.index, ends))+1] if n in names] # they have returned when the maps are made
+    try: shares = _influence(net, strides, xs, names, ends)
+    except Exception as e: # a network need not be able to go backwards
+        return warnings.warn(f'Which layers this number can see is not known: {first_line(e)}', stacklevel=3)
+    unseen = [n for n in names if shares.get(n,0)<_hardly]
+    if unseen: warnings.warn(f'{len(unseen)} of the {len(names)} layers that change can hardly be seen in the last map, '
+        f'`{unseen[-1]}` for one: half of what it makes moves that by less than {_hardly}. What is wrong there would not '
+        'show in this number. Mostly a layer scale, a gain or the last norm of a block has its first value, near 0: '
+        'ask a trained network, or give these weights values (`nn.init.uniform_(weight, .5, 1.5)`)', stacklevel=3)
+
 # %% ../nbs/09_evaluate.ipynb #de305bd7
+_odd_sides = {1:(161,), 2:(161,193), 3:(65,49,33)}
+
 def grid_error(
-    model,         # a network, or a `Learner`; it is left as it was
+    model,         # a network, or a `Learner`; it is left as it was, and hooks on it are not called
     output_stride, # the stride to compare with the native one
     x=None,        # a batch, or a tuple of inputs; by default one random image with odd sides
     levels=False,  # of the last map of each native stride, as a dict, or of the last map of all?
@@ -147,20 +191,25 @@ def grid_error(
     "Largest difference between the last map of `model` at `output_stride`, on the native grid, and the native map"
     net = _network(model)
     strides = native_strides(net, x)
-    xs = strides.sample.xs if x is not None else strides.sample.resized((161,193,97)[:strides.sample.ndim])
+    sample = strides.sample
+    xs = sample.xs if x is not None else sample.resized(_odd_sides[sample.ndim])
     snapshot = Snapshot(net)
     try:
         set_output_stride(net, output_stride, x, warn=False)
-        found = _last_maps(net, strides, xs, _before_pixels(net,strides)-closed_inside(net))
+        names = _before_pixels(net,strides)-closed_inside(net)
+        found = _last_maps(net, strides, xs, names)
         if not found: raise ValueError(f'No module of this {type(net).__name__} makes a map')
+        *_,(last,_) = found.values()
+        ends = {name for name,_ in found.values()} if levels else {last}
+        changed = {n for n,m in net.named_modules() if '_by_phases' in vars(m)} | make_plan(strides,output_stride).keys()
         native = _last_maps(restored(net), strides, xs, {name for name,_ in found.values()})
+        if changed: _warn_of_unseen(net, strides, xs, changed & names, ends)
     finally: snapshot.put_back()
     def error(S):
         (name,maps),(_,natives) = found[S],native[S]
         outputs = zip(maps, natives, strides.calls[name][-1].makes)
         return max(_difference(t, n, grid, output_stride) for t,n,grid in outputs if is_map(grid) and grid.stride==S)
     if levels: return {S:error(S) for S in sorted(found)}
-    last,_ = [*found.values()][-1]
     return max(error(S) for S,(name,_) in found.items() if name==last)
 
 # %% ../nbs/09_evaluate.ipynb #ex09b
