@@ -180,19 +180,26 @@ def _warn_of_unseen(net, strides, xs, names, ends):
         'ask a trained network, or give these weights values (`nn.init.uniform_(weight, .5, 1.5)`)', stacklevel=3)
 
 # %% ../nbs/09_evaluate.ipynb #de305bd7
-_odd_sides = {1:(161,), 2:(161,193), 3:(65,49,33)}
+_odd_sides = {1:(161,), 2:(161,193), 3:(65,49,33)} # by the number of dims
+
+def _image(net, sample):
+    "A random input with odd sides that `net` runs on, or with even ones"
+    odd = _odd_sides[sample.ndim]
+    try:
+        with watched(net, lambda name,forward,*args,**kwargs: forward(*args,**kwargs)): net(*sample.resized(odd))
+    except Exception: return sample.resized([side//32*32 for side in odd])
+    return sample.resized(odd)
 
 def grid_error(
     model,         # a network, or a `Learner`; it is left as it was, and hooks on it are not called
     output_stride, # the stride to compare with the native one
-    x=None,        # a batch, or a tuple of inputs; by default one random image with odd sides
+    x=None,        # a batch, or a tuple of inputs; by default one random image, if possible with odd sides
     levels=False,  # of the last map of each native stride, as a dict, or of the last map of all?
 )->float: # as a part of the largest feature
     "Largest difference between the last map of `model` at `output_stride`, on the native grid, and the native map"
     net = _network(model)
     strides = native_strides(net, x)
-    sample = strides.sample
-    xs = sample.xs if x is not None else sample.resized(_odd_sides[sample.ndim])
+    xs = strides.sample.xs if x is not None else _image(net, strides.sample)
     snapshot = Snapshot(net)
     try:
         set_output_stride(net, output_stride, x, warn=False)
