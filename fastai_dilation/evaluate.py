@@ -264,15 +264,19 @@ def explain(
 # %% ../nbs/09_evaluate.ipynb #cm09b
 def _head_pool(net, x):
     "Name of the global pool that the head of `net` begins with"
-    outermost = _global_pools(net)
-    pools = [n for n in native_strides(net,x).calls if n in outermost]   # in the order in which they return
-    if not pools:
-        raise ValueError(f'{type(net).__name__} has no adaptive pool module in front of its head, '
-            'so no map of its classes can be had. '
-            'If it takes a mean by a function, put an `nn.AdaptiveAvgPool2d(1)` in its place')
+    what = type(net).__name__
+    if isinstance(net, DynamicUnet): raise ValueError('A U-Net answers for each pixel, and needs no `class_maps`')
+    outermost,strides = _global_pools(net),native_strides(net, x)
+    pools = [n for n in strides.calls if n in outermost]   # in the order in which they return
+    if not pools and strides.makes(''): raise ValueError(f'{what} has no adaptive pool module in front of its head, '
+        'and what it makes is a map. If that is of classes, it needs no `class_maps`; if of features, ask the whole classifier')
+    if not pools: raise ValueError(f'{what} has no adaptive pool module in front of its head, so no map of its classes '
+        'can be had. If it takes a mean by a function, make a network of its parts, and put an `nn.AdaptiveAvgPool2d(1)` '
+        "between: torchvision's `densenet121` is `nn.Sequential(m.features, nn.ReLU(), nn.AdaptiveAvgPool2d(1), "
+        "nn.Flatten(), m.classifier)`, and its `mobilenet_v2` the same without the ReLU. timm's have such a pool")
     size = getattr(net.get_submodule(pools[-1]), 'output_size', 1)
     if set(size if isinstance(size,tuple) else (size,))!={1}:
-        raise ValueError(f'The head of {type(net).__name__} reads {size} positions at once (`{pools[-1]}`), '
+        raise ValueError(f'The head of {what} reads {size} positions at once (`{pools[-1]}`), '
             'so it cannot be asked about one')
     return pools[-1]
 
@@ -315,12 +319,16 @@ def _plot(df):
 
 def output_stride_report(
     learn,                    # a `Learner`; it is left as it was
-    output_strides=(32,16,8), # output strides to compare
+    output_strides=(32,16,8), # output strides to compare, or one
     dl=None,                  # `DataLoader` with targets; by default the validation set
     n=5,                      # forward passes of one batch at each output stride, for the time; the first does not count
     plot=False,               # draw the first metric against multiply-adds?
 ): # a `DataFrame` with a row for each output stride
     "What the model of `learn` says at several output strides, with the same weights, and what that costs"
+    if not isinstance(learn, Learner):
+        raise TypeError(f'`learn` has to be a `Learner`, which has data and metrics, not a {type(learn).__name__}. '
+            'Of a network alone, `grid_error`, `explain` and `multiply_adds` say something')
+    output_strides = list(L(output_strides))
     dl,model = ifnone(dl, learn.dls.valid),get_model(learn.model)
     if isinstance(model,DynamicUnet): raise ValueError('The decoder of a U-Net is built for the sizes of its encoder: '
         'build a learner at each output stride, and compare what each `validate()` says')
