@@ -12,10 +12,12 @@ python -m fastai_dilation resnet50d 8
 __all__ = ['check', 'main']
 
 # %% ../nbs/11_check.ipynb #ck04
-import difflib,importlib.util,warnings
+import inspect,importlib.util,warnings
 from fastai.vision.all import *
 from .all import *
 from .evaluate import multiply_adds
+from .learner import _similar
+from .output_stride import native_strides
 from fastcore.script import call_parse
 import fastai.vision.models.xresnet as xresnets, torchvision.models as torchvisions
 
@@ -27,37 +29,56 @@ def _by_name(name):
     if has_timm:
         import timm
         if timm.is_model(name): return timm.create_model(name)
-    known = torchvisions.list_models(torchvisions)
-    if name in known: return torchvisions.get_model(name, weights=None)
-    similar = difflib.get_close_matches(name, [*xresnets.__all__, *known, *(timm.list_models() if has_timm else ())])
-    hint = f': did you mean {" or ".join(dict.fromkeys(similar))}?' if similar else ''
+    known = [o for o in torchvisions.list_models() if not o.startswith('quantized')]
+    if name in known:
+        takes = inspect.signature(torchvisions.get_model_builder(name)).parameters
+        return torchvisions.get_model(name, **{o:None for o in ('weights','weights_backbone') if o in takes})
+    hint = _similar(name, [*xresnets.__all__, *known, *(timm.list_models() if has_timm else ())])
     raise SystemExit(f'{name} is the name of no network of fastai, timm or torchvision' +
         hint + ('' if has_timm else ' (timm is not installed)'))
 
 # %% ../nbs/11_check.ipynb #ck10
-def _give_norms_weights(net):
-    "Batch norms with weights other than 0"
-    for o in net.modules():
-        if isinstance(o, nn.modules.batchnorm._BatchNorm) and o.affine: nn.init.uniform_(o.weight, .5, 1)
+def _give_weights(net, *xs):
+    "Weights far from 0 for what would hide a block, norms, layer scales, gains; then norms have the statistics of `xs`"
+    norms = [o for o in net.modules() if isinstance(o, nn.modules.batchnorm._BatchNorm)]
+    for o in norms:
+        if o.affine: nn.init.uniform_(o.weight, .5, 1)
+    for p in net.parameters():
+        is_constant = p.ndim>1 and p.std()<1e-6
+        if p.numel()==1 or p.ndim==1 and p.abs().max()<.2 or is_constant: nn.init.uniform_(p, .5, 1.5)
+    momenta = [o.momentum for o in norms]
+    net.eval()
+    for o in norms: o.train().momentum = 1.
+    with torch.no_grad(): net(*xs)
+    for o,momentum in zip(norms,momenta): o.eval().momentum = momentum
+
+def _off(net, output_stride):
+    "`grid_error`, and what it warns of"
+    with warnings.catch_warnings(record=True) as ws:
+        warnings.simplefilter('always')
+        off = grid_error(net, output_stride)
+    return off,[str(o.message) for o in ws if o.category is UserWarning]
 
 def check(
-    net,           # a network; its output stride and the weights of its norms change
+    net,           # a network; its output stride and the weights of its norms and scales change
     output_stride, # of the last map
 ): # text
     "What becomes of `net` at `output_stride`, and whether it is exact; raises what `set_output_stride` raises"
-    _give_norms_weights(net)
-    possible = output_strides(net)
+    strides = native_strides(net)
+    sides = {1:(16000,), 2:(224,224), 3:(32,112,112)}[strides.sample.ndim]
+    xs = strides.sample.resized(sides)
+    _give_weights(net, *[torch.cat([x, torch.randn_like(x)]) for x in xs])
     df = explain(net, output_stride)
-    x = torch.randn(1, 3, 224, 224)
-    native = multiply_adds(net, x)
-    set_output_stride(net.eval(), output_stride, warn=False)
-    work,off = multiply_adds(net,x)/native,grid_error(net, output_stride)
+    native = multiply_adds(net, *xs)
+    set_output_stride(net, output_stride, warn=False)
+    work = multiply_adds(net, *xs)/native
+    off,warned = _off(net, output_stride)
     n_traded,n_apart,n_phased = [df.becomes.str.contains(o).sum() for o in ('->','taps','phases')]
     verdict = 'exact' if off<1e-4 else 'not exact'
-    return f'''{verdict}: on its native grid, the last map is off by {off:.0e} of its largest value
-layers whose stride is traded: {n_traded}; with taps farther apart: {n_apart}; run by phases: {n_phased}
-multiply-adds at 224x224 pixels: {work:.1f} times the native ones
-output strides that it can have: {', '.join(map(str,possible))}'''
+    return '\n'.join([f'{verdict}: on its native grid, the last map is off by {off:.0e} of its largest value', *warned,
+        f'layers whose stride is traded: {n_traded}; with taps farther apart: {n_apart}; run by phases: {n_phased}',
+        f'multiply-adds at {"x".join(map(str,sides))} pixels: {work:.1f} times the native ones',
+        f'output strides that it can have: {", ".join(map(str,strides.possible))}'])
 
 # %% ../nbs/11_check.ipynb #ck13
 @call_parse

@@ -17,6 +17,7 @@ __all__ = ['peak_memory', 'time_in_turns', 'multiply_adds', 'grid_error', 'expla
 
 # %% ../nbs/09_evaluate.ipynb #8c20810d
 import itertools
+from collections import defaultdict
 from fastai.vision.all import *
 from .layers import *
 from .strides import *
@@ -25,6 +26,7 @@ from .trial import *
 from .output_stride import *
 from .output_stride import _global_pools,_network
 from torch.profiler import profile,ProfilerActivity
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 # %% ../nbs/09_evaluate.ipynb #3578201f
@@ -135,32 +137,86 @@ def _last_maps(net, strides, xs, names):
 def _difference(t, native, grid, T):
     "Largest difference of the map `t` at output stride `T` from the native one, as a part of its largest value"
     if not has_native_size(t, native, grid, T): return math.inf
+    if not native.numel(): return 0. # a level without channels
     return ((native_part(t,grid,T)-native).abs().max()/native.abs().max()).item()
 
+# %% ../nbs/09_evaluate.ipynb #ge09b
+_hardly = 1e-3 # a layer is hardly seen if half of what it makes moves the last map by less than this part
+
+def _influence(net, strides, xs, names, ends):
+    "By name of a layer in `names`: how far half of what it makes moves what the modules `ends` make, as a part of that"
+    zeros,outs,maps = defaultdict(list),defaultdict(list),{}
+    def plus_zero(name, t):
+        if not isinstance(t,Tensor) or not t.is_floating_point(): return t
+        zeros[name].append(torch.zeros_like(t, requires_grad=True))
+        outs[name].append(t.detach())
+        return t+zeros[name][-1]
+    def note(name, forward, *args, **kwargs):
+        y = forward(*args, **kwargs)
+        if name in names: y = tree_map(partial(plus_zero,name), y)
+        if name in ends: maps[name] = tensors(y)
+        return y
+    with watched(net, note), torch.enable_grad():
+        net(*xs)
+        seen = [t for ts in maps.values() for t in ts if t.requires_grad]
+        if not seen: raise ValueError('no gradient comes back')
+        said = sum((torch.randn_like(t)*t).sum()/t.detach().norm() for t in seen)
+        grads = iter(torch.autograd.grad(said, [o for os in zeros.values() for o in os], allow_unused=True))
+    def moved(ts): return math.hypot(*[0. if g is None else (g*t).norm().item() for t,g in zip(ts,grads)])/2
+    return {name:moved(outs[name]) for name in zeros}
+
+# %% ../nbs/09_evaluate.ipynb #ge09c
+def _warn_of_unseen(net, strides, xs, names, ends):
+    "Warn if some of the layers `names` cannot be seen in what the modules `ends` of the native `net` make"
+    order = [*strides.calls]
+    names = [n for n in order[:max(map(order.index, ends))+1] if n in names] # they have returned when the maps are made
+    try: shares = _influence(net, strides, xs, names, ends)
+    except Exception as e: # a network need not be able to go backwards
+        return warnings.warn(f'Which layers this number can see is not known: {first_line(e)}', stacklevel=3)
+    unseen = [n for n in names if shares.get(n,0)<_hardly]
+    if unseen: warnings.warn(f'{len(unseen)} of the {len(names)} layers that change can hardly be seen in the last map, '
+        f'`{unseen[-1]}` for one: half of what it makes moves that by less than {_hardly}. What is wrong there would not '
+        'show in this number. Mostly a layer scale, a gain or the last norm of a block has its first value, near 0: '
+        'ask a trained network, or give these weights values (`nn.init.uniform_(weight, .5, 1.5)`)', stacklevel=3)
+
 # %% ../nbs/09_evaluate.ipynb #de305bd7
+_odd_sides = {1:(161,), 2:(161,193), 3:(65,49,33)} # by the number of dims
+
+def _image(net, sample):
+    "A random input with odd sides that `net` runs on, or with even ones"
+    odd = _odd_sides[sample.ndim]
+    try:
+        with watched(net, lambda name,forward,*args,**kwargs: forward(*args,**kwargs)): net(*sample.resized(odd))
+    except Exception: return sample.resized([side//32*32 for side in odd])
+    return sample.resized(odd)
+
 def grid_error(
-    model,         # a network, or a `Learner`; it is left as it was
+    model,         # a network, or a `Learner`; it is left as it was, and hooks on it are not called
     output_stride, # the stride to compare with the native one
-    x=None,        # a batch, or a tuple of inputs; by default one random image with odd sides
+    x=None,        # a batch, or a tuple of inputs; by default one random image, if possible with odd sides
     levels=False,  # of the last map of each native stride, as a dict, or of the last map of all?
 )->float: # as a part of the largest feature
     "Largest difference between the last map of `model` at `output_stride`, on the native grid, and the native map"
     net = _network(model)
     strides = native_strides(net, x)
-    xs = strides.sample.xs if x is not None else strides.sample.resized((161,193,97)[:strides.sample.ndim])
+    xs = strides.sample.xs if x is not None else _image(net, strides.sample)
     snapshot = Snapshot(net)
     try:
         set_output_stride(net, output_stride, x, warn=False)
-        found = _last_maps(net, strides, xs, _before_pixels(net,strides)-closed_inside(net))
+        names = _before_pixels(net,strides)-closed_inside(net)
+        found = _last_maps(net, strides, xs, names)
         if not found: raise ValueError(f'No module of this {type(net).__name__} makes a map')
+        *_,(last,_) = found.values()
+        ends = {name for name,_ in found.values()} if levels else {last}
+        changed = {n for n,m in net.named_modules() if '_by_phases' in vars(m)} | make_plan(strides,output_stride).keys()
         native = _last_maps(restored(net), strides, xs, {name for name,_ in found.values()})
+        if changed: _warn_of_unseen(net, strides, xs, changed & names, ends)
     finally: snapshot.put_back()
     def error(S):
         (name,maps),(_,natives) = found[S],native[S]
         outputs = zip(maps, natives, strides.calls[name][-1].makes)
         return max(_difference(t, n, grid, output_stride) for t,n,grid in outputs if is_map(grid) and grid.stride==S)
     if levels: return {S:error(S) for S in sorted(found)}
-    last,_ = [*found.values()][-1]
     return max(error(S) for S,(name,_) in found.items() if name==last)
 
 # %% ../nbs/09_evaluate.ipynb #ex09b
@@ -208,15 +264,19 @@ def explain(
 # %% ../nbs/09_evaluate.ipynb #cm09b
 def _head_pool(net, x):
     "Name of the global pool that the head of `net` begins with"
-    outermost = _global_pools(net)
-    pools = [n for n in native_strides(net,x).calls if n in outermost]   # in the order in which they return
-    if not pools:
-        raise ValueError(f'{type(net).__name__} has no adaptive pool module in front of its head, '
-            'so no map of its classes can be had. '
-            'If it takes a mean by a function, put an `nn.AdaptiveAvgPool2d(1)` in its place')
+    what = type(net).__name__
+    if isinstance(net, DynamicUnet): raise ValueError('A U-Net answers for each pixel, and needs no `class_maps`')
+    outermost,strides = _global_pools(net),native_strides(net, x)
+    pools = [n for n in strides.calls if n in outermost]   # in the order in which they return
+    if not pools and strides.makes(''): raise ValueError(f'{what} has no adaptive pool module in front of its head, '
+        'and what it makes is a map. If that is of classes, it needs no `class_maps`; if of features, ask the whole classifier')
+    if not pools: raise ValueError(f'{what} has no adaptive pool module in front of its head, so no map of its classes '
+        'can be had. If it takes a mean by a function, make a network of its parts, and put an `nn.AdaptiveAvgPool2d(1)` '
+        "between: torchvision's `densenet121` is `nn.Sequential(m.features, nn.ReLU(), nn.AdaptiveAvgPool2d(1), "
+        "nn.Flatten(), m.classifier)`, and its `mobilenet_v2` the same without the ReLU. timm's have such a pool")
     size = getattr(net.get_submodule(pools[-1]), 'output_size', 1)
     if set(size if isinstance(size,tuple) else (size,))!={1}:
-        raise ValueError(f'The head of {type(net).__name__} reads {size} positions at once (`{pools[-1]}`), '
+        raise ValueError(f'The head of {what} reads {size} positions at once (`{pools[-1]}`), '
             'so it cannot be asked about one')
     return pools[-1]
 
@@ -259,12 +319,16 @@ def _plot(df):
 
 def output_stride_report(
     learn,                    # a `Learner`; it is left as it was
-    output_strides=(32,16,8), # output strides to compare
+    output_strides=(32,16,8), # output strides to compare, or one
     dl=None,                  # `DataLoader` with targets; by default the validation set
     n=5,                      # forward passes of one batch at each output stride, for the time; the first does not count
     plot=False,               # draw the first metric against multiply-adds?
 ): # a `DataFrame` with a row for each output stride
     "What the model of `learn` says at several output strides, with the same weights, and what that costs"
+    if not isinstance(learn, Learner):
+        raise TypeError(f'`learn` has to be a `Learner`, which has data and metrics, not a {type(learn).__name__}. '
+            'Of a network alone, `grid_error`, `explain` and `multiply_adds` say something')
+    output_strides = list(L(output_strides))
     dl,model = ifnone(dl, learn.dls.valid),get_model(learn.model)
     if isinstance(model,DynamicUnet): raise ValueError('The decoder of a U-Net is built for the sizes of its encoder: '
         'build a learner at each output stride, and compare what each `validate()` says')

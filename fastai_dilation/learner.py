@@ -19,17 +19,41 @@ __all__ = ['GradientCheckpointing', 'create_vision_model', 'create_timm_model', 
            'unet_learner', 'cnn_learner']
 
 # %% ../nbs/07_learner.ipynb #8e2abc73
-import inspect
+import difflib,inspect,re,warnings
 from collections import OrderedDict
 from contextlib import nullcontext
 from fastai.vision.all import *
 from fastai.vision import all as vision_all,learner
 from torch.utils.checkpoint import checkpoint
+from .layers import CannotDilate
 from .phases import is_sequential
 from .strides import first_line,is_inside,parent
 from .output_stride import *
 from .xresnet import *
 from .pretrained import *
+
+# %% ../nbs/07_learner.ipynb #nm07a
+def _arch_name(arch):
+    "The name of a timm network, or of the function that makes one"
+    return arch if isinstance(arch,str) else getattr(getattr(arch,'func',arch), '__name__', type(arch).__name__)
+
+@contextmanager
+def _said_of(arch, net):
+    "Inside, what is said of the class of `net` is said of `arch`"
+    def renamed(words):
+        for cls in dict.fromkeys([type(net),type(getattr(net,'model',net))]):
+            words = re.sub(rf'(?<![\w.`]){cls.__name__}\b', _arch_name(arch), words, count=1)
+        return words
+    with warnings.catch_warnings(record=True) as ws:
+        warnings.simplefilter('always')
+        try: yield
+        except CannotDilate as e: raise CannotDilate(e.layer, renamed(e.reason)) from None
+    for w in ws: warnings.warn_explicit(w.category(renamed(str(w.message))), w.category, w.filename, w.lineno)
+
+def _set_stride(arch, body, output_stride, warn):
+    "`body` of `arch` at `output_stride`, or as it is where that is `None`"
+    if output_stride is None: return body
+    with _said_of(arch, body): return set_output_stride(body, output_stride, warn=bool(warn))
 
 # %% ../nbs/07_learner.ipynb #eb9db933
 _all_ = ['create_vision_model', 'create_timm_model', 'create_unet_model', 'vision_learner', 'unet_learner', 'cnn_learner']
@@ -38,15 +62,29 @@ _all_ = ['create_vision_model', 'create_timm_model', 'create_unet_model', 'visio
 @delegates(create_vision_model)
 def create_vision_model(arch, n_out, pretrained=True, weights=None, *args, output_stride=None, **kwargs):
     model = learner._orig_create_vision_model(arch, n_out, pretrained, weights, *args, **kwargs)
-    if output_stride is not None: set_output_stride(model[0], output_stride, warn=bool(pretrained or weights))
+    _set_stride(arch, model[0], output_stride, pretrained or weights)
     return model
 
 # %% ../nbs/07_learner.ipynb #timm07b
+def _similar(name, names):
+    "A question for those of `names` that are like `name`, if any are"
+    found = dict.fromkeys(difflib.get_close_matches(name, names))
+    return f': did you mean {" or ".join(found)}?' if found else ''
+
+def _check_name(name):
+    "Refuse the `name` of no timm network"
+    import timm
+    if ':' in name or timm.is_model(name): return # 'hf-hub:...' is not in timm's list
+    if any(hasattr(o, name) for o in (models,models.xresnet)): raise ValueError(f"timm has no '{name}'. Give fastai's or torchvision's function: "
+        f'`{name}`, without quotes')
+    raise ValueError(f"'{name}' is the name of no timm network{_similar(name, timm.list_models())}")
+
 @patch_to(learner)
 @delegates(create_timm_model)
 def create_timm_model(arch, n_out, cut=None, pretrained=True, *args, output_stride=None, **kwargs):
+    _check_name(arch)
     model,cfg = learner._orig_create_timm_model(arch, n_out, cut, pretrained, *args, **kwargs)
-    if output_stride is not None: set_output_stride(model[0], output_stride, warn=pretrained)
+    _set_stride(arch, model[0], output_stride, pretrained)
     return model,cfg
 
 # %% ../nbs/07_learner.ipynb #timm07e
@@ -105,12 +143,12 @@ def _split(kwargs, cls):
 @patch_to(learner)
 @delegates(create_unet_model)
 def create_unet_model(arch, n_out, img_size, pretrained=True, weights=None, cut=None, n_in=3, output_stride=None, **kwargs):
-    is_timm = isinstance(arch, str)
+    is_timm,named = isinstance(arch, str),arch
     meta = dict(cut=noop) if is_timm else learner.model_meta.get(arch, learner._default_meta)
     def _cut(m):
         body = create_body(m, cut=ifnone(cut, meta['cut']))
         if is_timm: body.default_cfg = m.default_cfg
-        return body if output_stride is None else set_output_stride(body, output_stride, warn=bool(pretrained or weights))
+        return _set_stride(named, body, output_stride, pretrained or weights)
     if is_timm:
         kwargs,timm_kwargs = _split(kwargs, DynamicUnet)
         encoder = _timm_encoder(arch, img_size, pretrained, weights, n_in, **timm_kwargs)
@@ -126,7 +164,7 @@ for d in (globals(), vars(vision_all)): d.update({o:getattr(learner,o) for o in 
 @patch
 def set_output_stride(self:Learner, output_stride): # pixels of the image for one value of the last map
     "Trade the strides of the model beyond `output_stride` for dilation"
-    return set_output_stride(self, output_stride)
+    with _said_of(getattr(self,'arch',type(self.model)), self.model): return set_output_stride(self, output_stride)
 
 # %% ../nbs/07_learner.ipynb #ck02
 def _blocks(net):

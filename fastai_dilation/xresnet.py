@@ -1,4 +1,4 @@
-"""`output_stride` for every XResNet; `dilation` and `first_dilation` for `ConvLayer` and `ResBlock`
+"""`output_stride` for every XResNet; `dilation` and `first_dilation` for `ResBlock`
 
 Every constructor of fastai's xresnet module takes an `output_stride`:
 
@@ -24,13 +24,11 @@ from .pretrained import *
 # %% ../nbs/06_xresnet.ipynb #54b4e45b
 _patching = 'first_dilation' not in inspect.signature(getattr(ResBlock,'_orig___init__',ResBlock.__init__)).parameters
 
-# %% ../nbs/06_xresnet.ipynb #ed57f05e
-if _patching:
-    @patch
-    @delegates(ConvLayer.__init__)
-    def __init__(self:ConvLayer, ni, nf, ks=3, stride=1, padding=None, *args, dilation=1, **kwargs):
-        if padding is None and dilation!=1 and not kwargs.get('transpose'): padding = dilation*((ks-1)//2)
-        ConvLayer._orig___init__(self, ni, nf, ks, stride, padding, *args, dilation=dilation, **kwargs)
+# %% ../nbs/06_xresnet.ipynb #rb06b
+def _is_fastais(dilation, first_dilation, padding=None, ks=3, **kwargs):
+    "Does fastai alone build a block with these settings?"
+    if first_dilation is not None: return False
+    return padding is not None or ks==1 or not isinstance(dilation,int)
 
 # %% ../nbs/06_xresnet.ipynb #6a895ad7
 def _layers_with_taps(path):
@@ -46,26 +44,35 @@ if _patching:
     @patch
     @delegates(ResBlock.__init__)
     def __init__(self:ResBlock, expansion, ni, nf, stride=1, *args, dilation=1, first_dilation=None, **kwargs):
+        build = partial(ResBlock._orig___init__, self, expansion, ni, nf)
+        if _is_fastais(dilation, first_dilation, **kwargs): return build(stride, *args, dilation=dilation, **kwargs)
         first_dilation = ifnone(first_dilation, dilation)
         divides = min(first_dilation,dilation)>=1 and dilation%first_dilation==0
         if not divides or (stride>1 and dilation>1):
             raise ValueError('A block has a stride, or a `dilation` that `first_dilation` divides, '
                 f'not {stride=}, {dilation=}, {first_dilation=}')
-        ResBlock._orig___init__(self, expansion, ni, nf, stride*dilation//first_dilation, *args, **kwargs)
+        build(stride*dilation//first_dilation, *args, **kwargs)
         if dilation==1: return
         for o in _layers_with_taps(self.idpath): _dilate(o, first_dilation)
-        first,*rest = _layers_with_taps(self.convpath)
-        _dilate(first, first_dilation)
-        for o in rest: _dilate(o, dilation)
+        for i,o in enumerate(_layers_with_taps(self.convpath)): _dilate(o, dilation if i else first_dilation)
 
     # fastai's metaclass has made the signature when the class was made
     ResBlock.__signature__ = inspect.Signature(list(inspect.signature(ResBlock.__init__).parameters.values())[1:])
 
 # %% ../nbs/06_xresnet.ipynb #9ccd5240
+def _takes(net, block, keyword):
+    "Does `block`, or a method of the subclass that `net` is of, take the `keyword` itself?"
+    cls = type(net)
+    pairs = (cls._make_blocks,XResNet._make_blocks),(cls._make_layer,XResNet._make_layer)
+    theirs = [own for own,fastais in pairs if own is not fastais]
+    return any(keyword in inspect.signature(o).parameters for o in (*theirs,block))
+
 @patch
 @delegates(XResNet.__init__)
 def __init__(self:XResNet, block, expansion, layers, *args, output_stride=None, weights=None, **kwargs):
     "An `XResNet` with the strides beyond `output_stride` traded for dilation, and `weights` as `load_weights` takes them"
-    XResNet._orig___init__(self, block, expansion, layers, *args, **kwargs)
-    if weights is not None: load_weights(self, weights)
-    if output_stride is not None: set_output_stride(self, output_stride, warn=False)
+    ours = dict(output_stride=output_stride, weights=weights)
+    theirs = {k:ours.pop(k) for k in [*ours] if ours[k] is not None and _takes(self, block, k)}
+    XResNet._orig___init__(self, block, expansion, layers, *args, **theirs, **kwargs)
+    if ours.get('weights') is not None: load_weights(self, weights)
+    if ours.get('output_stride') is not None: set_output_stride(self, output_stride, warn=False)

@@ -4,7 +4,7 @@ import os, pickle
 import pytest, torch
 from hypothesis import assume, given, settings, strategies as st
 from torch import nn
-from fastai.layers import AvgPool, ConvLayer, MaxPool, ResBlock, SEBlock, SEResNeXtBlock, SeparableBlock
+from fastai.layers import AvgPool, MaxPool, ResBlock, SEBlock, SEResNeXtBlock, SeparableBlock
 from fastai_dilation.all import DilatedPool
 from util import close, randomize
 
@@ -97,18 +97,6 @@ def test_pool_no_loop():
         with Count() as c: DilatedPool(AvgPool(2,ceil_mode=True), d)(torch.randn(1,4,64,64))
         return c.n
     assert ops(16)==ops(1)<60
-
-@pytest.mark.parametrize('ndim,ks,d', list(product((1,2,3), (1,3,5,7), (1,2,3,4))))
-def test_conv_size(ndim, ks, d):
-    "A dilated `ConvLayer` keeps its map's size, whatever the kernel"
-    x = torch.randn(1, 2, *[9]*ndim)
-    assert ConvLayer(2, 3, ks, dilation=d, ndim=ndim)(x).shape==(1,3,*[9]*ndim)
-
-def test_conv_padding_wins():
-    "A padding that is given stays; transposed convs are left alone"
-    assert ConvLayer(2, 3, dilation=2, padding=0)(torch.randn(1,2,9,9)).shape[-1]==5
-    assert ConvLayer(2, 3, 3, 2, None, None, 1, dilation=2)(torch.randn(2,2,9)).shape[-1]==5
-    assert ConvLayer(2, 3, 2, stride=2, transpose=True)(torch.randn(1,2,9,9)).shape[-1]==18
 
 block_kws = [dict(), dict(expansion=4), dict(ni=8,nf=8), dict(pool=MaxPool), dict(ks=5,pool_first=False)]
 @pytest.mark.parametrize('ndim', (1,2,3))

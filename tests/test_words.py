@@ -1,0 +1,122 @@
+"What a user of learners, DeepLab, reports and class maps reads, and what does as he is told"
+from functools import partial
+import pytest, timm, torch, torchvision.models as tvm
+from fastai.vision.all import CrossEntropyLossFlat, Learner, models, nn, vision_learner, xresnet18
+from fastai_dilation.all import (CannotDilate, class_maps, create_deeplab_model, create_timm_model, create_unet_model,
+    create_vision_model, get_output_stride, grid_error, output_stride_report, to_pixels)
+from fastai_dilation.__main__ import _by_name
+from seg_data import class_dls, make_files
+from util import alive, close, said
+
+def small(pretrained=False, **kwargs): return xresnet18(widen=.25, **kwargs)
+
+@pytest.fixture(scope='module')
+def learn(tmp_path_factory):
+    dls = class_dls(make_files(tmp_path_factory.mktemp('data')))
+    return Learner(dls, small(n_out=10), loss_func=CrossEntropyLossFlat())
+
+def test_report_of_one_stride(learn):
+    "A number is one output stride"
+    df = output_stride_report(learn, 8, n=2)
+    assert list(df.index)==[8] and df.notna().all().all()
+
+def test_report_of_a_network(learn):
+    with pytest.raises(TypeError, match='`learn` has to be a `Learner`.*not a XResNet.*`grid_error`'): output_stride_report(learn.model)
+
+@pytest.mark.parametrize('shape,sides', [((2,3,7,5),(20,20)), ((3,7,5),(20,20)), ((2,3,4,5,3),(20,20,20))], ids=str)
+def test_to_pixels_of_a_square(shape, sides):
+    "One number for the size is the side of a square, or of a cube where there is a batch of volumes"
+    x = torch.randn(shape)
+    assert to_pixels(x, 20, 4).equal(to_pixels(x, sides, 4))
+
+make = [partial(create_timm_model,n_out=2), partial(create_unet_model,n_out=2,img_size=(64,64)), partial(create_deeplab_model,n_out=2)]
+@pytest.mark.parametrize('f', make)
+def test_a_typo_in_a_name(f):
+    "A name that timm does not know is answered with similar ones, one of fastai's or torchvision's with the function"
+    with pytest.raises(ValueError, match="^'resnet50dd' is the name of no timm network: did you mean resnet50d or"): f('resnet50dd')
+    for name in ('xresnet34','squeezenet1_1'):
+        with pytest.raises(ValueError, match=f"^timm has no '{name}'.*`{name}`, without quotes"): f(name)
+
+def test_a_typo_in_a_learner(learn):
+    with pytest.raises(ValueError, match="^'resnet50dd' is the name of no timm network"): vision_learner(learn.dls, 'resnet50dd')
+
+def test_tags_are_names():
+    "A name with the tag of its weights is known"
+    assert create_timm_model('resnet18d.ra2_in1k', 2, pretrained=False, output_stride=16)[1]['tag']=='ra2_in1k'
+
+@pytest.mark.parametrize('f,who', [(lambda T: create_vision_model(small,2,False,output_stride=T),'small'),
+    (lambda T: create_vision_model(partial(xresnet18,widen=.25),2,False,output_stride=T),'xresnet18'),
+    (lambda T: create_timm_model('resnet18d',2,pretrained=False,output_stride=T),'resnet18d'),
+    (lambda T: create_unet_model(small,2,(64,64),False,output_stride=T),'small'),
+    (lambda T: create_unet_model('resnet18d',2,(64,64),False,output_stride=T),'resnet18d'),
+    (lambda T: create_deeplab_model('resnet18d',2,False,output_stride=T),'resnet18d')])
+def test_refusals_have_the_name_that_was_given(f, who):
+    "Not that of a class which fastai has made of it"
+    with pytest.raises(CannotDilate, match=f'`output_stride` of this {who} can be one of .*, not 12'): f(12)
+
+def test_a_learner_refuses_by_name(learn):
+    new = vision_learner(learn.dls, 'resnet18d', pretrained=False, output_stride=16)
+    with pytest.raises(CannotDilate, match='of this resnet18d can be one of'): new.set_output_stride(12)
+    assert get_output_stride(new)==16
+
+class Resizes(nn.Module):
+    "Resizes its map to the image in its own `forward`"
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.Sequential(*[nn.Conv2d(i,8,3,2,1) for i in (3,8,8,8)])
+    def forward(self, x): return nn.functional.interpolate(self.convs(x), x.shape[2:], mode='bilinear')
+
+def test_a_warning_has_the_name_that_was_given(learn):
+    "Once, and of the same category"
+    new = Learner(learn.dls, Resizes())
+    new.arch = 'finest'
+    words, = said(new.set_output_stride, 8)
+    assert words.startswith('At output_stride=8 this finest is not exact') and get_output_stride(new)==8
+
+swin = 'swin_tiny_patch4_window7_224',dict(strict_img_size=False)
+mambaout = 'mambaout_femto',dict(dims=(8,16,24,32))
+nets = [(*mambaout,None), pytest.param(*mambaout,4,marks=pytest.mark.slow), *[pytest.param(*swin,o,marks=pytest.mark.slow) for o in (None,4)]]
+@pytest.mark.parametrize('name,kw,skip', nets)
+def test_deeplab_on_a_body_with_its_channels_last(name, kw, skip):
+    "It is exact, and keeps the names of the body's weights"
+    torch.manual_seed(0)
+    depths = dict(depths=(1,1,1,1), **kw)
+    m = alive(create_deeplab_model(name, 3, pretrained=False, output_stride=16, rates=(1,), skip=skip, **depths)).double()
+    assert m(torch.randn(1,3,64,96).double()).shape==(1,3,64,96)
+    assert grid_error(m, 8, torch.randn(1,3,96,128).double())<1e-9
+    theirs = timm.create_model(name, num_classes=0, **depths)
+    assert [f'model.{k}' for k in theirs.state_dict()]==list(m[0].state_dict())
+
+@pytest.mark.parametrize('arch,kw,words', [(partial(xresnet18,ndim=3,widen=.125),{},r"xresnet18's body makes a map with its sides at the axes \(2, 3, 4\)"),
+    ('vit_tiny_patch16_224',dict(dynamic_img_size=True,depth=1),"vit_tiny_patch16_224's body makes no map")])
+def test_deeplab_refuses_what_is_no_map_of_two_sides(arch, kw, words):
+    with pytest.raises(ValueError, match=words): create_deeplab_model(arch, 2, pretrained=False, **kw)
+
+def test_class_maps_of_a_unet():
+    "With pools in its gates, and without"
+    for arch in (small, lambda pretrained: models.xresnet.xse_resnet18(widen=.25)):
+        m = create_unet_model(arch, 2, (64,64), pretrained=False)
+        with pytest.raises(ValueError, match='U-Net answers for each pixel, and needs no'): class_maps(m, torch.randn(1,3,64,64), 8)
+
+def test_class_maps_of_a_map():
+    "A network of convs alone"
+    with pytest.raises(ValueError, match='and what it makes is a map'): class_maps(Resizes(), torch.randn(1,3,64,64), 8)
+
+def by_parts(m, *act): return nn.Sequential(m.features, *act, nn.AdaptiveAvgPool2d(1), nn.Flatten(), m.classifier)
+
+@pytest.mark.parametrize('arch,act', [(lambda: tvm.DenseNet(8,(2,2,2,2),16,num_classes=5),[nn.ReLU()]),
+    (lambda: tvm.MobileNetV2(5,.25,[(1,16,1,1),*[(6,32,1,2)]*4]),[])], ids=['densenet','mobilenet_v2'])
+def test_what_class_maps_advises_does(arch, act):
+    "A network of the parts says the same, and can be asked"
+    m,x = alive(arch()).double(),torch.randn(1,3,97,65).double()
+    with pytest.raises(ValueError, match=r'make a network of its parts.*nn.Sequential\(m.features, nn.ReLU\(\), nn.AdaptiveAvgPool2d\(1\)'):
+        class_maps(m, x, 8)
+    parts = by_parts(m, *act)
+    with torch.no_grad():
+        close(parts(x), m(x), 1e-12)
+        close(class_maps(parts, x, 8)[...,::4,::4].mean((2,3)), m(x), 1e-12)
+
+def test_the_command_knows_detectors_and_segmenters():
+    "Names of torchvision's, without a download"
+    assert type(_by_name('lraspp_mobilenet_v3_large')).__name__=='LRASPP'
+    with pytest.raises(SystemExit, match='did you mean fasterrcnn_resnet50_fpn'): _by_name('fasterrcnn_resnet50_fpnn')
