@@ -66,6 +66,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fastai_dilation.demo._image': ('demo.html#_image', 'fastai_dilation/demo.py'),
                                       'fastai_dilation.demo._in_words': ('demo.html#_in_words', 'fastai_dilation/demo.py'),
                                       'fastai_dilation.demo._middle': ('demo.html#_middle', 'fastai_dilation/demo.py'),
+                                      'fastai_dilation.demo._no_bars_in_a_log': ('demo.html#_no_bars_in_a_log', 'fastai_dilation/demo.py'),
                                       'fastai_dilation.demo._normalized': ('demo.html#_normalized', 'fastai_dilation/demo.py'),
                                       'fastai_dilation.demo._overlap': ('demo.html#_overlap', 'fastai_dilation/demo.py'),
                                       'fastai_dilation.demo._panels': ('demo.html#_panels', 'fastai_dilation/demo.py'),
