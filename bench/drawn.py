@@ -1,7 +1,7 @@
 """Networks drawn at random of parts that people write, and images of sizes drawn too: is each accepted one exact?
 
 A network is a line of Python that is drawn, and then evaluated: what is printed of it can be copied."""
-import ast, copy, multiprocessing, os, random, re, resource, signal, sys, time, warnings
+import ast, copy, faulthandler, multiprocessing, os, random, re, resource, signal, sys, time, warnings
 import torch, torch.nn.functional as F
 from collections import Counter,namedtuple
 from dataclasses import dataclass,is_dataclass
@@ -661,6 +661,7 @@ def _child(conn, f, args, secs):
     # seconds of the processor, so that it makes no difference what else runs on the machine
     resource.setrlimit(resource.RLIMIT_CPU, (secs,secs+1))
     torch.set_num_threads(1), warnings.simplefilter('ignore')
+    faulthandler.disable() # pytest's would tell of a process that dies as it should
     # libraries complain of NaN by themselves
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1), os.dup2(null, 2)
@@ -759,6 +760,7 @@ def main(
 ):
     "Print what becomes of networks, in all and by part. It ends with 1 if one is changed in silence, or crashes"
     torch.set_num_threads(1), warnings.simplefilter('ignore')
+    faulthandler.disable() # pytest's would tell of a process that dies as it should
     total,by_part,started = Counter(),{},time.time()
     for seed in range(first, last):
         net,o = tried(seed, sizes, only, without.split(','))
