@@ -115,22 +115,37 @@ def _slice(self, i):
     return part
 
 # %% ../nbs/02_phases.ipynb #7e831bex
+def _is_parametrized(cls):
+    "Did `torch.nn.utils.parametrize` make `cls`, for one module? It goes back to the class below when it is removed"
+    return cls.__name__==f'Parametrized{cls.__base__.__name__}'
+
+def _names_of(cls): return {k:v for k,v in vars(cls).items() if k not in ('__dict__','__weakref__')}
+
 @lru_cache(None)
 def mixed(mixin, cls):
     "A class of the name of `cls`, with `mixin` in front of it"
-    names = dict(__module__=cls.__module__, __qualname__=cls.__qualname__)
+    if _is_parametrized(cls): bases,names = (mixed(mixin,cls.__base__),),_names_of(cls)
+    else: bases,names = (mixin,cls),dict(__module__=cls.__module__, __qualname__=cls.__qualname__)
+    names['native_class'] = cls
     if issubclass(cls, nn.Sequential): names['__getitem__'] = _slice
-    return types.new_class(cls.__name__, (mixin,cls), exec_body=lambda namespace: namespace.update(names))
+    return types.new_class(cls.__name__, bases, exec_body=lambda namespace: namespace.update(names))
 
 def _rebuilt(mixin, cls): return cls.__new__(mixed(mixin,cls))
 
 # %% ../nbs/02_phases.ipynb #224622c9
+def _map_to_split(args, p):
+    "Of the tensors in `args` the map whose phases `p` are; another may have sides of 1"
+    maps = [o for o in tree_leaves(args) if isinstance(o,torch.Tensor) and o.ndim>max(p.dims)]
+    if not maps: raise ValueError(f'Run by phases, this module reads a map with sides at the axes {p.dims}, and was given none')
+    return max(maps, key=lambda o: math.prod(p.sides(o)))
+
 class Phased(InPlace):
     "A module that runs on each phase of a map, with its native settings"
     def forward(self, *args, **kwargs):
+        # somebody (checkpointing, say) may have kept this method, and calls it on a module that was restored since
+        if not isinstance(self, Phased): return type(self).forward(self, *args, **kwargs)
         p = self._by_phases
-        maps = [o for o in tree_leaves((args,kwargs)) if isinstance(o,torch.Tensor) and o.ndim>max(p.dims)]
-        x = max(maps, key=lambda o: math.prod(p.sides(o))) # another may have sides of 1
+        x = _map_to_split((args,kwargs), p)
         args,kwargs = _split_all((args,kwargs), x, p)
         return _merge_all(super().forward(*args, **kwargs), x, p)
 
@@ -141,7 +156,8 @@ class Phased(InPlace):
     def extra_repr(self):
         p,own = self._by_phases,super().extra_repr()
         traded = f', stride {p.stride} -> {p.kept}' if p.stride>1 else ''
-        return f'{own}{", " if own else ""}by phases: spacing={p.spacing}{traded}'
+        inside = '; called by themselves, modules inside see one phase' if self._modules else ''
+        return f'{own}{", " if own else ""}by phases: spacing={p.spacing}{traded}{inside}'
 
 # %% ../nbs/02_phases.ipynb #8dde5b59
 def _split_all(args, x, p):
@@ -149,7 +165,9 @@ def _split_all(args, x, p):
     n_phases = p.n**len(p.dims)
     def split_one(o):
         if not isinstance(o,torch.Tensor) or o.ndim==0: return o
-        if o.ndim==x.ndim and p.sides(o)==p.sides(x): return split(o, p)
+        if o.ndim==x.ndim and p.sides(o)==p.sides(x):
+            is_for_all_images = o.shape[0]==1<x.shape[0] # positions, say
+            return split(o.expand(x.shape[0], *o.shape[1:]) if is_for_all_images else o, p)
         return o.repeat(n_phases, *[1]*(o.ndim-1)) if o.shape[0]==x.shape[0] else o
     return tree_map(split_one, args)
 
@@ -164,11 +182,16 @@ def _merge_all(ys, x, p):
     return tree_map(merge_one, ys)
 
 # %% ../nbs/02_phases.ipynb #17c112cc
+def _has_own_forward_kept(m):
+    "Does `m` keep the `forward` of its class as an attribute, as what was hooked once may do?"
+    return getattr(vars(m).get('forward'), '__func__', None) is type(m).forward
+
 def run_by_phases(m, p):
     "Run module `m` by phases `p` from now on; `restore` undoes it"
-    # in front of all strides that are traded there is one phase, the map: there a module just keeps its layers
-    new_class = dict(__class__=mixed(Phased,type(m))) if p.n>1 else {}
-    change(m, _by_phases=p, **new_class)
+    if p.n==1: return change(m, _by_phases=p) # in front of all strides that are traded it just keeps its layers
+    cls = mixed(Phased, type(m))
+    kept = dict(forward=types.MethodType(cls.forward,m)) if _has_own_forward_kept(m) else {}
+    change(m, _by_phases=p, __class__=cls, **kept)
 
 # %% ../nbs/02_phases.ipynb #3889401d
 _hooks = '_forward_hooks','_forward_pre_hooks','_backward_hooks','_backward_pre_hooks'
@@ -209,7 +232,7 @@ def _through(run, x):
     return merge(y, p, sides, last)
 
 # %% ../nbs/02_phases.ipynb #e7e5445e
-def is_sequential(m): return type(m).forward is nn.Sequential.forward
+def is_sequential(m): return isinstance(m,WithRuns) or type(m).forward is nn.Sequential.forward
 
 def join_runs(m):
     "Let the `nn.Sequential` `m` split a map once for each run; `restore` undoes it"
@@ -217,12 +240,13 @@ def join_runs(m):
 
 # %% ../nbs/02_phases.ipynb #fa02
 def is_plain_depthwise(conv):
-    "Is `conv` an `nn.Conv2d` with a filter for each channel, which makes a map as large as it reads?"
+    "Is `conv` an `nn.Conv2d` with a filter of several taps for each channel, which makes a map as large as it reads?"
     own = nn.Conv2d.forward,nn.Conv2d._conv_forward
     if not isinstance(conv,nn.Conv2d) or (type(conv).forward,type(conv)._conv_forward)!=own: return False
-    if conv.padding_mode!='zeros' or max(conv.stride)>1: return False
+    stride,padding,dilation = [conv_setting(conv,o) for o in ('stride','padding','dilation')]
+    if conv.padding_mode!='zeros' or max(stride)>1 or max(conv.kernel_size)==1: return False
     def keeps_size(pad, dilation, ks): return 2*pad==dilation*(ks-1)
-    is_same = conv.padding=='same' or all(map(keeps_size, conv.padding, conv.dilation, conv.kernel_size))
+    is_same = padding=='same' or all(map(keeps_size, padding, dilation, conv.kernel_size))
     return is_same and conv.groups==conv.in_channels>1
 
 def _phases_are_faster(conv, x, weight):

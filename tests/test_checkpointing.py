@@ -3,20 +3,20 @@ import copy
 import pytest, timm, torch
 from functools import partial
 from torch import nn
-from fastai.vision.all import Learner, MSELossFlat, default_device, xresnet18
+from fastai.vision.all import Learner, MSELossFlat, default_device
 from fastai.vision.models import xresnet
 from fastai.data.all import DataLoaders
 from fastai_dilation.all import GradientCheckpointing, create_deeplab_model, create_unet_model, set_output_stride
 from fastai_dilation.evaluate import peak_memory
-from util import alive
+from util import alive, small
 
 default_device(False)
-nets = dict(xresnet18=lambda: xresnet18(output_stride=8, n_out=4),
-    xse_resnet18=lambda: xresnet.xse_resnet18(output_stride=8, n_out=4),          # blocks by phases, in runs
-    mobilenetv2=lambda: set_output_stride(timm.create_model('mobilenetv2_050', num_classes=4, drop_rate=.3), 8),
-    convnext=lambda: set_output_stride(timm.create_model('convnext_atto', num_classes=4, drop_path_rate=.3), 8), # drops blocks at random
-    deeplab=lambda: create_deeplab_model(xresnet18, 4, pretrained=False, output_stride=8, rates=(1,2), skip=4),
-    unet=lambda: create_unet_model(xresnet18, 4, (64,64), pretrained=False, output_stride=8))
+nets = dict(xresnet18=lambda: small(output_stride=8, n_out=4),
+    xse_resnet18=lambda: xresnet.xse_resnet18(output_stride=8, n_out=4, widen=.25),          # blocks by phases, in runs
+    efficientnet=lambda: set_output_stride(timm.create_model('test_efficientnet', num_classes=4, drop_rate=.3), 8),
+    convnext=lambda: set_output_stride(timm.create_model('test_convnext', num_classes=4, drop_path_rate=.3), 8), # drops blocks at random
+    deeplab=lambda: create_deeplab_model(small, 4, pretrained=False, output_stride=8, rates=(1,2), skip=4),
+    unet=lambda: create_unet_model(small, 4, (64,64), pretrained=False, output_stride=8))
 
 def step(m, x):
     torch.manual_seed(1)

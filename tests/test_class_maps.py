@@ -1,18 +1,17 @@
 "What a classifier says of each position: its answer is the mean of the native ones, whatever the head is called"
+from functools import partial
 import pytest, timm, torch, torchvision.models as tvm
 from fastai.vision.all import CrossEntropyLossFlat, Learner, create_body
 from fastai.vision.models import xresnet
 from fastai_dilation.all import class_maps, create_vision_model, get_output_stride, pool_over, set_output_stride
 from seg_data import class_dls, make_files
-from util import alive, close, same, settled, tensors
+from util import alive, close, same, settled, slow_if, small, tensors
 
-nets = dict(xresnet18=lambda: xresnet.xresnet18(n_out=10), xse_resnet18=lambda: xresnet.xse_resnet18(n_out=10))
-nets |= dict(resnet18=tvm.resnet18, googlenet=lambda: tvm.googlenet(init_weights=False))
-nets |= dict(xresnet_1d=lambda: xresnet.xresnet18(n_out=10, ndim=1))
-nets |= dict(timm_resnet18d=lambda: timm.create_model('resnet18d'))
-nets |= dict(efficientnet_lite0=lambda: timm.create_model('efficientnet_lite0'))
+nets = dict(small=lambda: small(n_out=10), xse_resnet18=lambda: xresnet.xse_resnet18(n_out=10, widen=.25))
+nets |= dict(xresnet_1d=lambda: small(n_out=10, ndim=1), resnet18=tvm.resnet18, googlenet=lambda: tvm.googlenet(init_weights=False))
+nets |= {o:partial(timm.create_model,o) for o in ('test_resnet','test_efficientnet','efficientnet_lite0')}
 
-@pytest.mark.parametrize('name', nets)
+@pytest.mark.parametrize('name', slow_if(nets, 'googlenet', 'lite0'))
 def test_mean_of_native_positions(name):
     "Their mean is the native answer, at each stride, and the network is left as it was"
     x = torch.randn(2,3,97) if '1d' in name else torch.randn(2,3,97,130)
@@ -29,7 +28,7 @@ def test_mean_of_native_positions(name):
 
 def test_dilated_and_pooled_networks():
     "The maps are the same from a network that is dilated already, or whose pool reads the native grid"
-    m,x = settled(alive(xresnet.xresnet18(n_out=10)), torch.randn(4,3,64,64)),torch.randn(1,3,97,130)
+    m,x = settled(alive(small(n_out=10)), torch.randn(4,3,64,64)),torch.randn(1,3,97,130)
     maps = class_maps(m, x, 8)
     for mode in ('grid','inside'): assert class_maps(pool_over(m,mode), x, 8).equal(maps)
     close(class_maps(set_output_stride(m,16), x, 8), maps)
@@ -42,19 +41,19 @@ def test_any_head():
     i,j = 3,5
     with torch.no_grad(): close(maps[...,i,j], m[1](features[...,i:i+1,j:j+1]), 1e-12)
 
-def test_learner(tmp_path):
+def test_a_learner_is_asked_as_its_model_is(tmp_path):
     "A learner is asked as its model is, at 8 if nothing else is said"
     dls = class_dls(make_files(tmp_path))
-    learn = Learner(dls, xresnet.xresnet18(n_out=10, widen=.25), loss_func=CrossEntropyLossFlat())
+    learn = Learner(dls, small(n_out=10), loss_func=CrossEntropyLossFlat())
     x = dls.one_batch()[0]
     maps = class_maps(learn, x)
     assert maps.shape[:2]==(len(x),10) and maps.equal(class_maps(learn.model, x, 8))
 
 no_pool = 'no adaptive pool module in front'
-refused = [(tvm.vgg11_bn,r'reads \(7, 7\) positions at once \(`avgpool`\)'), (tvm.mobilenet_v2,no_pool),
-    (lambda: create_body(xresnet.xresnet18()),no_pool)]
+vgg = pytest.param(tvm.vgg11_bn, r'reads \(7, 7\) positions at once \(`avgpool`\)', marks=pytest.mark.slow)
+refused = [vgg, (tvm.mobilenet_v2,no_pool), (lambda: create_body(small()),no_pool)]
 @pytest.mark.parametrize('net,why', refused, ids=['vgg11_bn','mobilenet_v2','body'])
-def test_refused(net, why):
+def test_a_head_that_reads_more_than_one_position_is_refused(net, why):
     "A head that cannot be asked about one position is refused, and says why"
     m = net()
     ts = tensors(m)

@@ -1,5 +1,6 @@
 "The report, the pools' positions: exactness of answers, learners left alone, several kinds of networks and tasks"
 import math, random
+from functools import partial
 import numpy as np, pytest, timm, torch, torchvision.models as tvm
 from torch import nn
 from fastai.vision.all import BCEWithLogitsLossFlat, Callback, DataLoaders, Learner, MSELossFlat, SaveModelCallback
@@ -9,13 +10,13 @@ from fastai_dilation.all import create_unet_model, get_output_stride, set_output
 from fastai_dilation.all import output_stride_report, pool_over
 from fastai_dilation.evaluate import multiply_adds, peak_memory
 from seg_data import class_dls, make_files, seg_dls
-from util import close, names, randomize, same, tensors
+from util import close, names, narrow, randomize, same, small, small_densenet, tensors
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory): return make_files(tmp_path_factory.mktemp('data'))
 
 se = [o for o in names if o.startswith('xse_') and not o.endswith(('101','152'))]
-nets = {o:getattr(xresnet,o) for o in se+['xresnet18','xresnet34','xresnet18_deep','xresnext50']}
+nets = {o:partial(narrow,o) for o in se+['xresnet18','xresnet34','xresnet18_deep','xresnext50']}
 nets |= {o:getattr(tvm,o) for o in ('resnet18','vgg11_bn','efficientnet_b0','mobilenet_v3_small')}
 nets['timm resnet18d'] = lambda: timm.create_model('resnet18d')
 
@@ -39,17 +40,17 @@ def test_answers(name):
 
 def test_inside():
     "The mean of all positions up to the last native one; natively of all"
-    m,x = randomize(xresnet.xresnet18()),torch.randn(1,3,160,96)
+    m,x = randomize(small()),torch.randn(1,3,160,96)
     with torch.no_grad():
         fs = nn.Sequential(*list(set_output_stride(m,8).children())[:-4])(x)
         close(pool_over(m,'inside')(x), m[11](fs[...,:17,:9].mean((2,3))))
         assert pool_over(set_output_stride(m,32),'inside')(x).equal(pool_over(m,'all')(x))
 
-def test_refusals():
+def test_pool_over_refuses_a_head_without_a_pool():
     "Nets whose head has no adaptive pool are refused; the pools of a U-Net's gates are no head's"
-    for m in (tvm.densenet121(), nn.Conv2d(3,3,3)):
+    for m in (small_densenet(), nn.Conv2d(3,3,3)):
         with pytest.raises(ValueError, match='no adaptive pool'): pool_over(m)
-    m = create_unet_model(xresnet.xse_resnet18, 2, (64,64), pretrained=False, output_stride=8)
+    m = create_unet_model(partial(xresnet.xse_resnet18,widen=.25), 2, (64,64), pretrained=False, output_stride=8)
     assert get_output_stride(pool_over(m))==8 and m(torch.randn(1,3,64,64)).shape==(1,2,64,64)
 
 def test_multiply_adds():
@@ -62,7 +63,7 @@ def test_multiply_adds():
 
 def test_multiply_adds_unet():
     "In the middle of training, which goes on as it was"
-    m,x = create_unet_model(xresnet.xresnet18, 2, (64,64), pretrained=False, output_stride=8),torch.randn(2,3,64,64)
+    m,x = create_unet_model(small, 2, (64,64), pretrained=False, output_stride=8),torch.randn(2,3,64,64)
     m[0].eval()
     m(x).mean().backward()
     modes,ts = [o.training for o in m.modules()],tensors(m)
@@ -85,7 +86,7 @@ class Boom(Callback):
 def test_learner_as_it_was(path, stop):
     "Model, callbacks, metrics, recorder, random numbers; SaveModelCallback saves nothing"
     dls = class_dls(path)
-    learn = vision_learner(dls, xresnet.xresnet18, pretrained=False, output_stride=16, metrics=accuracy, path=path,
+    learn = vision_learner(dls, small, pretrained=False, output_stride=16, metrics=accuracy, path=path,
         cbs=SaveModelCallback(fname='best'))
     with learn.no_logging(): learn.fit(1)
     (path/'models'/'best.pth').unlink()
@@ -104,10 +105,10 @@ def test_learner_as_it_was(path, stop):
     with learn.no_logging(): learn.fit(1)
     assert (path/'models'/'best.pth').exists()
 
-def test_report(path):
+def test_rows_and_figures_of_the_report(path):
     "Rows, columns, figures: loss and metrics are those of `validate` at that stride"
     dls = class_dls(path)
-    learn = vision_learner(dls, xresnet.xresnet18, pretrained=False, metrics=accuracy)
+    learn = vision_learner(dls, small, pretrained=False, metrics=accuracy)
     randomize(learn.model)
     df = output_stride_report(learn, (8,16), plot=True)
     columns = ['loss','accuracy','agreement','grid_error','images/s','peak MB','multiply-adds G']
@@ -140,12 +141,12 @@ def test_other_tasks(loss, metric, y):
 
 def test_unet_refused(path):
     "A U-Net cannot change its stride, so it has no report, with gradients or without"
-    learn = unet_learner(seg_dls(path), xresnet.xresnet18, pretrained=False)
+    learn = unet_learner(seg_dls(path), small, pretrained=False)
     for f in (noop, lambda o: o.mean().backward()):
         f(learn.model(learn.dls.one_batch()[0]))
         with pytest.raises(ValueError, match='build a learner at each output stride'): output_stride_report(learn)
 
-@pytest.mark.parametrize('arch', [xresnet.xresnet18, tvm.resnet18, xresnet.xse_resnet18])
+@pytest.mark.parametrize('arch', [small, tvm.resnet18, partial(xresnet.xse_resnet18,widen=.25)])
 def test_cut_after_pool_over(arch):
     "`create_body` finds the head by its pool, also by one that reads the native grid"
     want,m = create_body(arch()),arch()

@@ -1,52 +1,47 @@
 "Copies and files, compilers, exporters, precisions, layouts, gradients, callbacks, two processes, a thousand changes"
 import copy, gc, os, pickle, re, shutil, signal, subprocess, sys
-from functools import partial
 from pathlib import Path
 import onnxruntime, pytest, torch, torchvision.models as tvm
 from torch import nn
 from safetensors.torch import load_model, save_model
-from fastai.vision.all import AvgPool, Callback, GradientAccumulation, MaxPool, MixUp, MixedPrecision
+from fastai.vision.all import Callback, GradientAccumulation, MixUp, MixedPrecision
 from fastai.vision.all import SaveModelCallback, ToTensorBase, accuracy, create_body
 from fastai.vision.models import xresnet
-from fastai_dilation.all import DilatedPool, create_unet_model, get_output_stride, load_weights, set_output_stride
+from fastai_dilation.all import create_unet_model, get_output_stride, load_weights, set_output_stride
 from fastai_dilation.all import unet_learner, vision_learner
 from seg_data import class_dls, make_files, seg_dls
-from util import close, program_file, randomize, same, tensors
+from util import close, program_file, randomize, same, slow_if, small, small50, tensors
 
-archs = {o:getattr(xresnet,o) for o in ('xresnet18','xresnet34','xresnet50')}
-archs['resnet34'] = tvm.resnet34
-def classifier(name, T): return randomize(set_output_stride(archs[name](), T))
-def unet(name, T):
-    "An xresnet50 of a quarter of the width: the U-Net of a whole one has 339 million parameters"
-    arch,cut = (partial(archs[name],widen=.25),-4) if name=='xresnet50' else (archs[name],None)
-    return randomize(create_unet_model(arch, 3, (64,64), pretrained=False, cut=cut, output_stride=T))
-all_kinds = [(f,name,T) for f in (classifier,unet) for name in archs for T in (16,8)]
-def label(o): return getattr(o,'__name__',str(o))
+archs = dict(small=small, small50=small50, resnet18=tvm.resnet18)
+def classifier(name, T=8): return randomize(set_output_stride(archs[name](), T))
+def unet(name, T=8): return randomize(create_unet_model(archs[name], 3, (64,64), pretrained=False, output_stride=T))
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory): return make_files(tmp_path_factory.mktemp('data'))
 
-kinds = pytest.mark.parametrize('f,name,T', all_kinds, ids=label)
-at_8 = [o for o in all_kinds if o[-1]==8]   # at 16 compilers do the same with less
-kinds_at_8 = pytest.mark.parametrize('f,name,T', at_8, ids=label)
+def label(o): return getattr(o,'__name__',o)
+all_kinds = [(classifier,'small'), (classifier,'small50'), (unet,'small')]
+large = (classifier,'resnet18'),(unet,'resnet18'),(unet,'small50')
+all_kinds += [pytest.param(*o, marks=pytest.mark.slow) for o in large]
+kinds = pytest.mark.parametrize('f,name', all_kinds, ids=label)
 
 @kinds
-def test_copies_and_files(tmp_path, f, name, T):
+def test_copies_and_files(tmp_path, f, name):
     "deepcopy, pickle, torch.save, safetensors and jit.trace say the same, bit for bit"
-    m,x = f(name,T),torch.randn(1,3,64,64)
+    m,x = f(name),torch.randn(1,3,64,64)
     torch.save(m, tmp_path/'m.pt')
     save_model(m, tmp_path/'m.safetensors')
-    fresh = f(name, T)
+    fresh = f(name)
     load_model(fresh, tmp_path/'m.safetensors')
     with torch.no_grad():
         want = m(x)
         loaded = torch.load(tmp_path/'m.pt', weights_only=False)
         for o in (copy.deepcopy(m), pickle.loads(pickle.dumps(m)), loaded, fresh): assert o(x).equal(want)
         close(torch.jit.trace(m, x, check_trace=False)(x), want)
-    assert get_output_stride(pickle.loads(pickle.dumps(m)))==T
+    assert get_output_stride(pickle.loads(pickle.dumps(m)))==8
 
 @kinds
-def test_bfloat16(f, name, T):
+def test_bfloat16(f, name):
     "Autocast keeps its type, and stays as near to float32 as the native net does"
     def off(T):
         torch.manual_seed(0)
@@ -56,12 +51,12 @@ def test_bfloat16(f, name, T):
         with torch.no_grad(): want = m(x)
         return ((y-want).abs().max()/want.abs().max()).item()
     # the U-Nets of two strides have decoders of their own
-    assert off(T)<max(.05 if f is classifier else .1, 3*off(32))
+    assert off(8)<max(.05 if f is classifier else .1, 3*off(32))
 
 @kinds
-def test_channels_last(f, name, T):
+def test_channels_last(f, name):
     "No layer turns a channels_last map into another layout"
-    m,bad = f(name,T).to(memory_format=torch.channels_last),[]
+    m,bad = f(name).to(memory_format=torch.channels_last),[]
     def look(n, o, x, y):
         is_real_map = isinstance(y,torch.Tensor) and y.ndim==4 and min(y.shape[1:])>1
         if is_real_map and not y.is_contiguous(memory_format=torch.channels_last): bad.append(n)
@@ -72,15 +67,7 @@ def test_channels_last(f, name, T):
     assert [n for n in bad if n not in theirs]==[]
     with torch.no_grad(): close(y, m.to(memory_format=torch.contiguous_format)(x), 1e-4)
 
-pools = [(AvgPool(2,ceil_mode=True),1), (AvgPool(2,ceil_mode=True),3), (AvgPool(3,2,1),2), (MaxPool(3,2,1),2)]
-pools += [(AvgPool(2,ndim=1,ceil_mode=True),2)]
-@pytest.mark.parametrize('pool,d', pools, ids=str)
-def test_gradcheck(pool, d):
-    "Gradients of dilated pools, in one dimension and two"
-    x = torch.randn(1,2,*[9]*(1 if isinstance(pool,nn.AvgPool1d) else 2), dtype=torch.double, requires_grad=True)
-    assert torch.autograd.gradcheck(DilatedPool(pool,d), x)
-
-@pytest.mark.parametrize('name', archs)
+@pytest.mark.parametrize('name', slow_if(archs,'resnet18'))
 def test_gradients(name):
     "A loss on the native grid has the native gradients, in every weight and in the image"
     m = create_body(randomize(archs[name]()).double()).eval()
@@ -99,8 +86,8 @@ def test_callbacks(path):
         def before_batch(self): (ctx := torch.autocast('cpu',torch.bfloat16)).__enter__(), setattr(self,'ctx',ctx)
         def after_loss(self): self.ctx.__exit__(None,None,None)
     kw = dict(pretrained=False, output_stride=8, metrics=accuracy, path=path)
-    learn = vision_learner(class_dls(path), xresnet.xresnet18, **kw)
-    native = vision_learner(class_dls(path), xresnet.xresnet18, pretrained=False)
+    learn = vision_learner(class_dls(path), small, **kw)
+    native = vision_learner(class_dls(path), small, pretrained=False)
     with learn.no_bar(), learn.no_logging():
         saver = SaveModelCallback(fname='best')
         for cb in (MixUp(), GradientAccumulation(8), saver, Autocast(), MixedPrecision('bf16')): learn.fit(1, cbs=[cb])
@@ -120,7 +107,7 @@ def test_interrupted_fit(path, f):
     class Boom(Callback):
         def after_backward(self): raise KeyboardInterrupt
     dls = seg_dls(path) if f is unet_learner else class_dls(path)
-    learn = f(dls, xresnet.xresnet18, pretrained=False, output_stride=8)
+    learn = f(dls, small, pretrained=False, output_stride=8)
     with learn.no_bar(), learn.no_logging():
         with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=Boom())
         learn.remove_cbs([o for o in learn.cbs if isinstance(o,Boom)])
@@ -154,7 +141,7 @@ def test_half_a_file(tmp_path, how):
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='a device of Linux')
 def test_full_disk(path):
     "A device without room while a learner is saved: an error, and the learner as it was"
-    learn = vision_learner(class_dls(path), xresnet.xresnet18, pretrained=False, output_stride=8, path=path)
+    learn = vision_learner(class_dls(path), small, pretrained=False, output_stride=8, path=path)
     ts,f = tensors(learn.model),path/'models'/'full.pth'
     f.parent.mkdir(exist_ok=True)
     f.symlink_to('/dev/full')
@@ -205,19 +192,19 @@ def traceable(m):
     return m
 
 @pytest.mark.slow
-@kinds_at_8
-def test_compile(f, name, T):
+@kinds
+def test_compile(f, name):
     "One graph without a break"
-    m,x = traceable(f(name,T)),torch.randn(2,3,64,96)
+    m,x = traceable(f(name)),torch.randn(2,3,64,96)
     torch._dynamo.reset()
     compiled = torch.compile(m, fullgraph=True, backend='inductor' if shutil.which('g++') else 'aot_eager')
     with torch.no_grad(): close(compiled(x), m(x), 1e-4)
 
 @pytest.mark.slow
-@kinds_at_8
-def test_export(tmp_path, f, name, T):
+@kinds
+def test_exported_with_free_sides_and_as_onnx(tmp_path, f, name):
     "torch.export with free sides, and ONNX run by onnxruntime, at two sizes"
-    m,x = traceable(f(name,T)),torch.randn(2,3,64,96)
+    m,x = traceable(f(name)),torch.randn(2,3,64,96)
     ep = torch.export.export(m, (x,), **dynamic(x))
     torch.onnx.export(ep, (), dynamo=True, verbose=False).save(tmp_path/'m.onnx')
     run = onnxruntime.InferenceSession(tmp_path/'m.onnx')

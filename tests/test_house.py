@@ -1,5 +1,6 @@
 "What stands in two places says the same in both"
-import re
+import ast, re
+from collections import Counter
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -24,3 +25,14 @@ def test_every_module_has_a_line_in_contributing():
     text = (root/'CONTRIBUTING.md').read_text(encoding='utf-8')
     for o in (root/'nbs').glob('[0-9]*.ipynb'): assert f'`{o.stem}`' in text, o.stem
     for o in (root/'bench').glob('*.py'): assert f'bench/{o.name}' in text, o.name
+
+def defined_tests(file):
+    "Each test that is defined in `file`"
+    nodes = ast.walk(ast.parse(file.read_text(encoding='utf-8')))
+    return [o for o in nodes if isinstance(o,ast.FunctionDef) and o.name.startswith('test_')]
+
+def test_each_test_says_in_a_sentence_what_it_protects():
+    "In its docstring, or in a name of four words or more; and a failure is found by its name alone: none is there twice"
+    tests = [(file.name,o) for file in (root/'tests').glob('test_*.py') for o in defined_tests(file)]
+    assert [(f,o.name) for f,o in tests if not ast.get_docstring(o) and o.name.count('_')<4]==[]
+    assert [k for k,n in Counter(o.name for _,o in tests).items() if n>1]==[]

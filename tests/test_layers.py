@@ -77,10 +77,13 @@ def test_pickle_of_0_0_1():
     new = pickle.loads(pickle.dumps(DilatedPool(nn.AvgPool2d(2), 3)))
     assert (new.spacing,new.pool_type,new.kernel_size)==(3,nn.AvgPool2d,2)
 
-def test_pool_gradient():
-    "By finite differences, of two means"
-    x = torch.randn(1, 2, 7, 6, dtype=torch.double, requires_grad=True)
-    for pool in (AvgPool(2,ceil_mode=True), AvgPool(3,2,1)): assert torch.autograd.gradcheck(DilatedPool(pool,2), x)
+pools = [(AvgPool(2,ceil_mode=True),1), (AvgPool(2,ceil_mode=True),3), (AvgPool(3,2,1),2), (MaxPool(3,2,1),2)]
+pools += [(AvgPool(2,ndim=1,ceil_mode=True),2)]
+@pytest.mark.parametrize('pool,d', pools, ids=str)
+def test_pool_gradient(pool, d):
+    "By finite differences, in one dimension and two"
+    x = torch.randn(1,2,*[9]*(1 if isinstance(pool,nn.AvgPool1d) else 2), dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(DilatedPool(pool,d), x)
 
 def test_pool_no_loop():
     "The hot pool is a handful of ops, whatever the dilation"

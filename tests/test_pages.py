@@ -55,6 +55,7 @@ def test_source_links(monkeypatch):
     assert (root/'fastai_dilation'/'deeplab.py').read_text().splitlines()[int(line)-1].startswith('def to_pixels(')
 
 # pages that take seconds; the others train, or try out the library for minutes
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['00_layers','index','tutorials/levels'])
 def test_a_page_runs(pages, tmp_path, name):
     "The code of a page, copied into a file, runs in an empty folder"
@@ -63,6 +64,7 @@ def test_a_page_runs(pages, tmp_path, name):
     res = subprocess.run([sys.executable,'-W','ignore','copied.py'], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert res.returncode==0, res.stderr
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore')
 def test_the_lines_at_the_front_run(tmp_path, monkeypatch):
     "The lines that the README begins with run as they stand, given images, masks and a batch"

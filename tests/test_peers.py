@@ -1,6 +1,7 @@
 "The table of peers, cell by cell: what timm, torchvision and segmentation_models.pytorch do with the same weights"
 import pytest, timm, torch, torchvision
 from copy import deepcopy
+from functools import partial
 from fastai.vision.all import create_body
 from fastai_dilation.all import create_timm_model, grid_error, set_output_stride
 from util import alive, grid_diff, randomize, with_weights
@@ -16,38 +17,45 @@ def forward(m, x):
     return y[-1] if isinstance(y,list) else y
 
 xs = [torch.randn(2,3,*sz) for sz in ((128,160),(97,131))]
+slow = partial(pytest.param, marks=pytest.mark.slow)
 
 def of_timm(name):
     "How far timm's and ours are off, at two sizes of image"
     native = alive(timm.create_model(name))
     return [off(timm.create_model(name,output_stride=8), native, x) for x in xs],[grid_error(native,8,x) for x in xs]
 
-def test_plain_resnet():
-    "Exact here, in timm and in torchvision"
-    theirs,ours = of_timm('resnet34')
+@pytest.mark.parametrize('name', ['resnet18',slow('resnet34')])
+def test_plain_resnet(name):
+    "Exact here and in timm"
+    theirs,ours = of_timm(name)
     assert max(*theirs,*ours)<1e-5
-    dilated,native = timm.create_model('resnet34', output_stride=8),timm.create_model('resnet34')
+    dilated,native = timm.create_model(name, output_stride=8),timm.create_model(name)
     assert list(dilated.state_dict())==list(native.state_dict())
+
+@pytest.mark.slow
+def test_resnet50_of_torchvision():
+    "Exact here and there"
     native = randomize(torchvision.models.resnet50())
     x,d = xs[1],torchvision.models.resnet50(replace_stride_with_dilation=[False,True,True])
     assert off(create_body(d,cut=-2), create_body(deepcopy(native),cut=-2), x)<1e-5 and grid_error(native,8,x)<1e-5
 
-def test_shortcut_with_a_pool():
+@pytest.mark.parametrize('name', ['resnet18d',slow('resnet34d'),slow('resnet50d')])
+def test_shortcut_with_a_pool(name):
     "Exact here, off in timm"
-    for name in ('resnet34d','resnet50d'):
-        theirs,ours = of_timm(name)
-        assert max(ours)<1e-5 and .03<min(theirs)<=max(theirs)<.4, theirs
+    theirs,ours = of_timm(name)
+    assert max(ours)<1e-5 and .03<min(theirs)<=max(theirs)<.4, theirs
 
-def test_convnext():
+@pytest.mark.parametrize('name', ['test_convnext',slow('convnext_atto')])
+def test_convnext(name):
     "Exact here, off in timm"
-    theirs,ours = of_timm('convnext_atto')
+    theirs,ours = of_timm(name)
     assert max(ours)<1e-5 and .1<min(theirs)<=max(theirs)<.5, theirs
 
-def test_strides():
+def test_peers_stop_at_8():
     "timm and torchvision stop at 8; a basic block of torchvision's cannot be dilated"
     for T in (4,2,1):
         with pytest.raises(AssertionError): timm.create_model('resnet18', output_stride=T)
-        set_output_stride(torchvision.models.resnet18(), T)
+    set_output_stride(torchvision.models.resnet18(), 1)
     with pytest.raises(NotImplementedError): torchvision.models.resnet18(replace_stride_with_dilation=[False,True,True])
 
 def test_by_name():

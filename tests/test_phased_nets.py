@@ -8,12 +8,10 @@ from timm.layers import BlurPool2d
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from fastai.layers import SEModule
-from fastai.vision.all import get_image_files, vision_learner
 from fastai.vision.models import xresnet
 from fastai_dilation.all import CannotDilate, get_output_stride, grid_error, output_strides, set_output_stride
 from fastai_dilation.phases import Phased, WithRuns
-from seg_data import class_dls, make_files
-from util import alive, close, program_file
+from util import alive, close, program_file, slow_if
 
 class Residual(nn.Module):
     def __init__(self, nf):
@@ -46,9 +44,8 @@ real = dict(xse=lambda: xresnet.xse_resnet18(n_out=5, widen=.25), efficientnet=o
     blur=of_timm('resnetblur18'), mnasnet=of_timm('semnasnet_050'), convnext=of_timm('convnextv2_atto'))
 strides = dict(tiny=4, padded=4, odd=2)
 makers = {**small,**real}
-all_nets = pytest.mark.parametrize('name', makers)
-# a compiler takes a few seconds for a small net, and half a minute for a real one
-small_then_real = pytest.mark.parametrize('name', [*small,*[pytest.param(o,marks=pytest.mark.slow) for o in real]])
+all_nets = pytest.mark.parametrize('name', slow_if(makers, 'blur', 'mnasnet', 'convnext'))
+tiny_then_all = pytest.mark.parametrize('name', slow_if(makers, 'padded', 'odd', *real))
 
 def phased(name):
     "The net by its name, at an output stride where modules run by phases"
@@ -117,7 +114,7 @@ copies = dict(deepcopy=lambda m,path: copy.deepcopy(m), pickle=lambda m,path: pi
 
 @all_nets
 @pytest.mark.parametrize('how', copies)
-def test_a_copy_says_the_same(name, how, tmp_path):
+def test_a_copy_of_a_phased_net_says_the_same(name, how, tmp_path):
     "Bit for bit"
     m,x = phased(name),images()
     assert answer(copies[how](m,tmp_path), x).equal(answer(m,x))
@@ -152,14 +149,16 @@ def compiled(m, backend):
     torch._dynamo.reset()
     return torch.compile(m, fullgraph=True, backend=backend)
 
-@small_then_real
+in_inductor = ['tiny','odd','xse','convnext'] # in one graph too
+# a compiler takes a few seconds for a small net, and half a minute for a real one
+@pytest.mark.parametrize('name', slow_if([*small,*[o for o in real if o not in in_inductor]], *real))
 def test_a_compiled_net_is_one_graph(name):
     "No break in it, and it says the same"
     m,x = phased(name),images()
     close(answer(compiled(m,'aot_eager'), x), answer(m,x), 1e-4)
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['tiny','odd','xse','convnext'])
+@pytest.mark.parametrize('name', in_inductor)
 @pytest.mark.skipif(not shutil.which('g++'), reason='inductor compiles C++')
 def test_a_compiled_net_says_the_same_in_inductor(name):
     "In the code that is generated too"
@@ -203,7 +202,7 @@ def exported(name):
 
 shapes = [(2,3,64,96),(2,3,96,64),(1,3,160,64),(3,3,128,128)]
 
-@small_then_real
+@tiny_then_all
 def test_an_exported_net_is_right_for_other_batches_and_sides(name):
     "`torch.export`: it is not bound to the image that it was exported with"
     m,program = exported(name)
@@ -222,7 +221,7 @@ def test_a_net_is_exported_for_one_size(name):
     m,x = phased(name),images(2,3,61,83)
     close(answer(torch.export.export(m,(x,)).module(), x), answer(m,x), 1e-4)
 
-@small_then_real
+@tiny_then_all
 def test_onnx_is_right_for_other_batches_and_sides(name, tmp_path):
     "Run by onnxruntime, against torch"
     m,program = exported(name)
@@ -245,6 +244,7 @@ def wait_for(process):
     _,said = process.communicate(timeout=300)
     assert process.returncode==0, said[-3000:]
 
+@pytest.mark.slow
 def test_pickled_nets_say_the_same_in_a_new_process(tmp_path):
     "One that never imported fastai_dilation by hand"
     nets,x = {o:phased(o) for o in real},images()
@@ -252,6 +252,7 @@ def test_pickled_nets_say_the_same_in_a_new_process(tmp_path):
     wait_for(run_python(program_file('load_nets'), tmp_path, *nets))
     for name,m in nets.items(): assert torch.load(tmp_path/f'{name}.there.pt').equal(answer(m,x)), name
 
+@pytest.mark.slow
 def test_an_exported_net_says_the_same_where_nothing_is_installed(tmp_path):
     "`torch.export.load` in a process that has torch alone"
     (m,program),x = exported('tiny'),images(3,3,96,64)
@@ -259,20 +260,6 @@ def test_an_exported_net_says_the_same_where_nothing_is_installed(tmp_path):
     torch.export.save(program, tmp_path/'m.pt2')
     wait_for(run_python(program_file('load_exported'), tmp_path))
     close(torch.load(tmp_path/'there.pt'), answer(m,x))
-
-learners = dict(xse=xresnet.xse_resnet18, timm='test_efficientnet')
-
-def test_exported_learners_say_the_same_in_a_new_process(tmp_path):
-    "One that imported fastai alone"
-    path,here = make_files(tmp_path),{}
-    for name,arch in learners.items():
-        learn = vision_learner(class_dls(path), arch, pretrained=False, output_stride=8, path=path)
-        alive(learn.model)
-        learn.export(f'{name}.pkl')
-        files = get_image_files(path/'images').sorted()
-        with learn.no_bar(): here[name] = learn.get_preds(dl=learn.dls.test_dl(files))[0]
-    wait_for(run_python(program_file('load_learners'), path, *learners))
-    for name in learners: assert torch.load(path/f'{name}.there.pt').equal(here[name]), name
 
 @pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path):

@@ -55,7 +55,7 @@ def hub(tmp_path, monkeypatch):
         return m
     return put
 
-@pytest.mark.parametrize('name', slow_if(pairs,'101','152','50'))
+@pytest.mark.parametrize('name', slow_if(pairs,'34','101','152','50'))
 def test_pairs(tmp_path, name):
     "Bitwise timm's network at 32; on the native grid at 8, where timm's own rule is not"
     t,t8 = twin(pairs[name]),timm.create_model(pairs[name], output_stride=8).eval()
@@ -136,7 +136,7 @@ def test_unreadable(t18, tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError, match='gone'): load_weights(m, f)
     assert same(m, ts)
 
-n_cuts,allowed = int(os.environ.get('MAX_EXAMPLES',60)),[HealthCheck.function_scoped_fixture]
+n_cuts,allowed = int(os.environ.get('MAX_EXAMPLES',15)),[HealthCheck.function_scoped_fixture]
 @settings(max_examples=n_cuts, deadline=None, suppress_health_check=allowed)
 @given(st.data())
 def test_cut_anywhere(t18, data):
@@ -174,8 +174,8 @@ def test_without_head(t18, tmp_path):
     m = net('xresnet18', weights=bad({k:v for k,v in t.state_dict().items() if 'fc' not in k}, tmp_path/'o.pth'))
     assert m[4][0].convpath[0][0].weight.equal(t.layer1[0].conv1.weight)
 
-@pytest.mark.parametrize('name', slow_if(pairs,'101','152'))
-def test_pretrained(hub, name):
+@pytest.mark.parametrize('name', slow_if(pairs,'34','101','152','xt50'))
+def test_published_weights(hub, name):
     "`pretrained=True`, by timm's and torch's own loading code"
     m = hub('xrn50_940.pth' if name=='xresnet50' else published[name])
     x = torch.randn(1,3,64,96)
@@ -185,14 +185,14 @@ def test_pretrained(hub, name):
     if name!='xresnext50':
         with torch.no_grad(): assert net(name, pretrained=True)(x).equal(m(x))
 
-@pytest.mark.parametrize('name', slow_if([o for o in names if o not in pairs],'101','152'))
+@pytest.mark.parametrize('name', slow_if([o for o in names if o not in pairs],'101','152','deeper'))
 def test_unpublished(name):
     "No twin: said so, by learners and constructors"
     arch,words = getattr(xresnet,name),f'published for {name}. .*pretrained=False.*path of a file'
     with pytest.raises(ValueError, match=words): create_vision_model(arch, 5)
     if name.startswith('xresnet') and name!='xresnet18_deeper':
         with pytest.raises(ValueError, match=f'published for {name}'): net(name, pretrained=True)
-    assert create_vision_model(arch, 5, pretrained=False)
+    with torch.device('meta'): create_vision_model(arch, 5, pretrained=False)
 
 @pytest.mark.parametrize('name', ['xse_resnet18','xresnext18','xresnet18_deep','xse_resnext18_deeper'])
 def test_own_weights(tmp_path, name):
@@ -235,10 +235,12 @@ def test_tags(hub, monkeypatch):
     with pytest.raises(ImportError, match='pip install timm'): net('xresnet18', weights='resnet18d.ra2_in1k')
 
 @pytest.mark.parametrize('f', [vision_learner, cnn_learner, unet_learner])
-def test_learners(hub, tmp_path, f):
+def test_tags_in_learners(hub, tmp_path, f):
     "Tags in learners: the body, frozen, normalised with the tag's own statistics"
     path,dls_of = make_files(tmp_path),seg_dls if f is unet_learner else class_dls
-    for tag,mean in (('resnet18d.ra2_in1k',.485),('resnet18d.ra4_e3600_r224_in1k',.5)):
+    tags = [('resnet18d.ra4_e3600_r224_in1k',.5)]
+    if f is vision_learner: tags.append(('resnet18d.ra2_in1k',.485))
+    for tag,mean in tags:
         t = hub(tag)
         learn = f(dls_of(path), xresnet.xresnet18, weights=tag, output_stride=8)
         norm, = (o for o in learn.dls.after_batch.fs if isinstance(o,Normalize))
@@ -246,6 +248,7 @@ def test_learners(hub, tmp_path, f):
         x = torch.randn(1,3,64,64)
         with torch.no_grad(): close(learn.model[0].eval()(x)[...,::4,::4], t.forward_features(x))
         assert not learn.model[0][0][0].weight.requires_grad
+        if f is not vision_learner: continue
         learn = f(dls_of(path), xresnet.xresnet18, weights=tag, normalize=False)
         assert not any(isinstance(o,Normalize) for o in learn.dls.after_batch.fs)
 

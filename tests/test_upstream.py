@@ -79,7 +79,7 @@ def test_budget(second):
     diff = git('diff', 'HEAD~3', '-U0', '--', *mods, cwd=second).splitlines()
     assert max(len(o) for o in diff if o.startswith('+'))<=160
 
-def test_export(second):
+def test_nbdev_has_nothing_left_to_do(second):
     "In the patched tree nbdev has nothing left to do, but for the empty entries of the index"
     idx = second/'fastai'/'_modidx.py'
     was = exec_local(idx.read_text(), 'd')
@@ -109,7 +109,7 @@ def refused(repo, out, msg):
     assert was==({*out.parent.iterdir()} if out.parent.is_dir() else set())
     if (Path(repo)/'.git').exists(): assert git('worktree', 'list', cwd=repo).count('\n')==1
 
-def test_refusals(checkout, second, tmp):
+def test_the_command_refuses_what_does_not_fit(checkout, second, tmp):
     "What does not fit is an error that says which"
     dirty,other = clone(checkout, tmp/'dirty'),tmp/'other'
     (dirty/'new.txt').write_text('')
@@ -154,7 +154,7 @@ def test_later(first, tmp):
     main(repo=first, out=tmp/'later')
     assert [o.name[:4] for o in (tmp/'later').iterdir()]==['0002']
 
-def test_command(checkout, patches, tmp):
+def test_the_installed_command_makes_the_same_patches(checkout, patches, tmp):
     "The installed command makes the same patches, and its errors are no tracebacks"
     exe = Path(sys.executable).with_name('fastai-dilation-pr')
     if not exe.exists(): pytest.skip('the package is not installed')
@@ -198,7 +198,7 @@ def exactness():
     worst = max(worst, check(8., 32, xs, stem_szs=(8,8,64), act_cls=nn.SiLU))
     print(f'{worst:.1e}')
 
-def test_exactness(first):
+def test_the_patched_fastai_is_exact(first):
     "`exactness`, without this package"
     print(run(first, exactness))
 
@@ -274,7 +274,7 @@ def hard_use():
     ep,x2 = torch.export.export(m, (x,), dynamic_shapes=({2:32*h,3:32*w},)).module(),torch.randn(2,3,96,64)
     close(ep(x), y), close(ep(x2), m(x2))
 
-def test_hard_use(first):
+def test_hard_use_of_the_patched_fastai(first):
     "`hard_use`, without this package"
     run(first, hard_use)
 
@@ -299,7 +299,7 @@ def errors():
     def broken(output_stride, pretrained): raise TypeError('broken')
     with expect_fail(TypeError) as e: create_vision_model(broken, 5, pretrained=False, output_stride=8)
 
-def test_errors(first):
+def test_errors_of_the_patched_fastai(first):
     "`errors`, without this package"
     run(first, errors)
 
@@ -321,7 +321,7 @@ def learners():
         test_eq(body(torch.randn(1,3,64,64)).shape, [1,512,8,8])
         if f is not cnn_learner: assert 'output_stride' in inspect.signature(f).parameters
 
-def test_learners(first):
+def test_learners_of_the_patched_fastai(first):
     "`learners`, without this package"
     run(first, learners)
 
@@ -350,6 +350,6 @@ def weights():
     for f in (xresnet18,xresnet34):
         with expect_fail(ValueError, 'Only xresnet50 has weights: use `pretrained=False`'): f(pretrained=True)
 
-def test_weights(second):
+def test_weights_of_the_patched_fastai(second):
     "`weights`, without this package"
     run(second, weights)

@@ -1,5 +1,5 @@
 "Networks: the invariant, names, reversibility and refusals"
-import math, os, pickle, re, time
+import math, os, pickle, re, sys
 from copy import deepcopy
 from functools import partial
 import pytest, torch, torchvision.models as tvm
@@ -8,7 +8,7 @@ from torch import nn
 from fastai.vision.all import MaxPool, NormType, create_body, inspect
 from fastai.vision.models import xresnet
 from fastai_dilation.all import DilatedPool, get_output_stride, set_output_stride
-from util import close, names, randomize, same, settled, slow_if, tensors
+from util import Call, alive, close, names, narrow, randomize, same, settled, slow_if, small, small50, small_densenet, tensors
 
 exact = [o for o in names if not o.startswith('xse_')]
 
@@ -33,38 +33,42 @@ def check(m, xs, strides, body=None, tol=1e-5):
         set_output_stride(m, T0)
         for x,f in zip(xs,native): assert body(x).equal(f)
 
-large = '101','152','50_deep','34_deep','xt50','xt34','xse_resnet50','xse_resnet34'
-@pytest.mark.parametrize('name', slow_if(names,*large))
+short = 'xresnet18','xresnet50','xresnext18','xresnet18_deep','xse_resnet18'
+others = [pytest.param(o, marks=pytest.mark.slow) for o in names if o not in short]
+
+@pytest.mark.parametrize('name', [*short,*others])
 def test_invariant(name):
     "Every network of fastai's, at each of its strides, has the native map's values at the native positions"
-    m,x = randomize(getattr(xresnet,name)()),torch.randn(1,3,30,31)
+    m,x = randomize(narrow(name)),torch.randn(1,3,30,31)
     if not name.startswith('xse_'): return check(m, [x], strides_of(m))
     # random gates are ill-conditioned: an image that is changed by 1e-7 changes the features by 1e-4. So in double
     # precision, where finer maps would take minutes (the drawn networks below have gates, and all strides)
     m = settled(m, torch.randn(8,3,64,64)).double()
     check(m, [x.double()], [T for T in strides_of(m) if T>=4], tol=1e-10)
 
-@pytest.mark.parametrize('name', slow_if(['xresnet18','xresnet50','xresnet34_deeper','xresnext34','xse_resnet18'],'34'))
+@pytest.mark.parametrize('name', slow_if(['xresnet18','xresnet50','xresnet34_deeper','xresnext34'],'34'))
 def test_invariant_sizes(name):
     "On images of even, odd and large sides"
-    m = randomize(getattr(xresnet,name)())
+    m = randomize(narrow(name))
     check(m, [torch.randn(1,3,*sz) for sz in ((64,64),(97,75),(81,81),(224,224))], [T for T in strides_of(m) if T>=8])
 
-arch_kws = [dict(ndim=1,c_in=2), dict(ndim=1,ks=15), dict(ks=5), dict(ks=31,widen=.25), dict(widen=.5),
-    dict(stem_szs=(16,24,64)), dict(c_in=1), dict(groups=4), dict(dw=True)]
+arch_kws = [dict(ndim=1,c_in=2), dict(ndim=1,ks=15), dict(ndim=3), dict(ks=5), dict(ks=31), dict(widen=.5),
+    dict(stem_szs=(16,24,64)), dict(c_in=1), dict(groups=4), dict(dw=True,widen=1)]
 arch_kws += [dict(pool=MaxPool), dict(pool_first=False), dict(pool=MaxPool,pool_first=False)]
 arch_kws += [dict(norm_type=o) for o in (None, *NormType) if o not in (NormType.Instance,NormType.InstanceZero)]
 
-@pytest.mark.parametrize('kw', arch_kws, ids=lambda o: ','.join(f'{k}={getattr(v,"__name__",v)}' for k,v in o.items()))
-def test_invariant_options(kw):
-    "With each option of `XResNet`"
-    m = randomize(xresnet.xresnet18(**kw))
-    check(m, [torch.randn(1,kw.get('c_in',3),*[64]*kw.get('ndim',2))], [16,8,2])
+def two_stages(expansion=1, **kwargs):
+    "A body of stride 8, of two short stages"
+    return create_body(xresnet.XResNet(xresnet.ResBlock, expansion, [1,1], **{'widen':.25, **kwargs}), cut=-4)
 
-def test_invariant_3d():
-    "In three dimensions"
-    m = randomize(xresnet.xresnet18(ndim=3))
-    check(m, [torch.randn(1,3,32,17,32)], [16,8,4])
+@pytest.mark.parametrize('kw', arch_kws, ids=lambda o: ','.join(f'{k}={getattr(v,"__name__",v)}' for k,v in o.items()))
+@pytest.mark.parametrize('expansion', [1,4])
+def test_invariant_options(kw, expansion):
+    "With each option of `XResNet`, and both kinds of blocks"
+    m = randomize(two_stages(expansion, **kw))
+    has_even_sides = kw.get('ndim')==3 or kw.get('pool') is MaxPool # which drops what is odd at the end
+    sides = (32,32) if has_even_sides else (65,64)
+    check(m, [torch.randn(1,kw.get('c_in',3),*[*sides,24][:kw.get('ndim',2)])], [4,2,1], m)
 
 @pytest.mark.parametrize('s,strides', [(3,[81,27,3]), (4,[256,64,16])])
 def test_invariant_other_strides(s, strides):
@@ -83,13 +87,14 @@ def test_many_strides():
 whole_kws = [dict(sa=True), dict(sa=True,sym=True)]
 whole_kws += [dict(norm_type=o) for o in (NormType.Instance,NormType.InstanceZero)]
 @pytest.mark.parametrize('kw', whole_kws, ids=str)
-def test_whole_maps_keep_their_parameters(kw):
-    "What reads the whole map at once runs by phases, with the same parameters"
-    m,x = xresnet.xresnet18(**kw),torch.randn(2,3,64,64)
+def test_what_reads_the_whole_map_runs_by_phases(kw):
+    "Exactly, with the same parameters"
+    m = alive(small(**kw)).double()
     ts = tensors(m)
-    assert create_body(set_output_stride(m,8).eval())(x).shape[-1]==8 and same(m, ts)
+    check(m, [torch.randn(2,3,97,65).double()], [16,8,4], tol=1e-9)
+    assert same(set_output_stride(m,8), ts)
 
-small = [o for o in exact if o.startswith('xresnet') and '1' not in o.replace('18','')]
+plain = [o for o in exact if o.startswith('xresnet') and '1' not in o.replace('18','')]
 norms = [NormType.Batch, NormType.BatchZero, NormType.Weight, None]
 
 def draw_net(draw, ndims):
@@ -109,11 +114,11 @@ def draw_net(draw, ndims):
     layers = draw(st.lists(st.integers(1,2), min_size=4, max_size=6 if ndim<3 and 'pool' not in kw else 4))
     f = partial(xresnet.XResNet, xresnet.ResBlock, block, layers, groups=draw(st.sampled_from([1,1,4])))
     if ndim<3 and draw(st.booleans()):
-        fit = [o for o in small if 'deep' not in o] if 'pool' in kw else small
+        fit = [o for o in plain if 'deep' not in o] if 'pool' in kw else plain
         f = getattr(xresnet, draw(st.sampled_from(fit)))
     return randomize(f(**kw)),s,torch.randn(1,3,*sides)
 
-precisions = [(torch.float32,1e-5,40),(torch.float64,1e-12,15),(torch.bfloat16,.1,8)]
+precisions = [(torch.float32,1e-5,20),(torch.float64,1e-12,10),(torch.bfloat16,.1,4)]
 @pytest.mark.slow
 @pytest.mark.parametrize('dtype,tol,n', precisions, ids=str)
 def test_invariant_drawn(dtype, tol, n):
@@ -128,11 +133,22 @@ def test_invariant_drawn(dtype, tol, n):
     # oneDNN's bfloat16 is wrong on some processors: a 1x1 conv of 64 to 256 channels is off by .6 (torch 2.14)
     with torch.backends.mkldnn.flags(enabled=dtype!=torch.bfloat16): f()
 
+@pytest.mark.parametrize('name', names)
+def test_names_of_all_constructors(name, monkeypatch):
+    "Weights have the same names and shapes, on the meta device; without the trial, which takes seconds"
+    module = sys.modules[set_output_stride.__module__]
+    def without_trial(net, strides, T, plan, x=None):
+        module.apply(net, plan, {})
+        return module.Found({}, {}, None)
+    monkeypatch.setattr(module, 'try_out', without_trial)
+    with torch.device('meta'): native,m = [getattr(xresnet,name)(output_stride=T) for T in (None,8)]
+    assert [(k,v.shape) for k,v in m.state_dict().items()]==[(k,v.shape) for k,v in native.state_dict().items()]
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', names)
-def test_names(name):
+def test_weights_at_every_stride(name):
     "Same parameters, names and random numbers at every output stride; strict loads both ways"
-    f = getattr(xresnet,name)
+    f = partial(narrow, name)
     torch.manual_seed(0)
     native = f()
     after,ts = torch.rand(1),tensors(native)
@@ -152,12 +168,14 @@ def test_forum_table():
     deeper = xresnet.xresnet34_deeper(output_stride=8)
     assert [deeper[i][-1].convpath[-1][0].dilation[0] for i in range(4,12)]==[1,1,2,4,8,16,32,64]
 
-nets = [tvm.resnet18, tvm.resnet50, tvm.resnext50_32x4d, tvm.wide_resnet50_2, tvm.regnet_x_400mf, tvm.mobilenet_v2]
-nets += [tvm.vgg11_bn, tvm.densenet121, tvm.googlenet]
-@pytest.mark.parametrize('f', nets, ids=lambda f: f.__name__)
-def test_torchvision(f):
+nets = dict(densenet=small_densenet)
+large = [tvm.mobilenet_v2, tvm.resnet50, tvm.resnext50_32x4d, tvm.regnet_x_400mf, tvm.vgg11_bn, tvm.densenet121, tvm.googlenet]
+nets |= {o.__name__:o for o in (tvm.resnet18,*large)}
+@pytest.mark.parametrize('name', slow_if(nets, *[o.__name__ for o in large]))
+def test_torchvision(name):
     "torchvision's networks hold the same promise, with the same parameters"
     torch.manual_seed(0)
+    f = nets[name]
     m = randomize(f(**dict(init_weights=True) if f is tvm.googlenet else {}))
     body = m.features if hasattr(m,'features') else nn.Sequential(*list(m.children())[:-2])
     head = 'aux1','aux2','avgpool','dropout','fc'
@@ -166,12 +184,12 @@ def test_torchvision(f):
     ts = tensors(m)
     assert same(set_output_stride(m,8), ts)
 
-@pytest.mark.parametrize('name', slow_if(['xresnet18','xresnet50'],'50'))
-def test_back_again(name):
+@pytest.mark.parametrize('make', [small,small50])
+def test_back_again(make):
     "Steps forth and back leave no trace, nor does a pickle or a copy in between"
-    m = getattr(xresnet,name)()
+    m = make()
     before,n = pickle.dumps(m),len(list(m.modules()))
-    for T in (8,16,8,1,4,2,32): set_output_stride(m, T)
+    for T in (8,16,2,32): set_output_stride(m, T)
     assert pickle.dumps(m)==before and len(list(m.modules()))==n
     for f in (deepcopy, lambda o: pickle.loads(pickle.dumps(o))):
         other = f(set_output_stride(m,8))
@@ -181,12 +199,12 @@ def test_back_again(name):
 
 def test_training_flag_survives():
     "A change back does not bring the mode of before"
-    m = set_output_stride(xresnet.xresnet18().train(), 8).eval()
+    m = set_output_stride(small().train(), 8).eval()
     assert not any(o.training for o in set_output_stride(m,32).modules())
 
 def test_body_and_head_share():
     "A cut body is dilated in place: the network that it was cut from is too"
-    m = xresnet.xresnet18()
+    m = small()
     set_output_stride(create_body(m), 2)
     assert get_output_stride(m)==2 and isinstance(m[3],DilatedPool)
 
@@ -195,12 +213,12 @@ bad = [(o,ValueError) for o in (0,-8,3,12,64)] + [(o,TypeError) for o in ('8',8.
 @pytest.mark.parametrize('now', [32,8])
 def test_bad_strides(T, err, now):
     "A stride that cannot be had is refused, with those that can; the network is as it was"
-    m = xresnet.xresnet18(output_stride=now)
+    m = small(output_stride=now)
     before = pickle.dumps(m)
     with pytest.raises(err, match=r'\[1, 2, 4, 8, 16, 32\]'): set_output_stride(m, T)
     assert pickle.dumps(m)==before
     if T is not None:
-        with pytest.raises(err, match=r'\[1, 2, 4, 8, 16, 32\]'): xresnet.xresnet18(output_stride=T)
+        with pytest.raises(err, match=r'\[1, 2, 4, 8, 16, 32\]'): small(output_stride=T)
 
 class Functional(nn.Module):
     "Hides a stride in a function"
@@ -210,31 +228,14 @@ class Functional(nn.Module):
     def forward(self, x): return self.c(nn.functional.max_pool2d(self.b(self.a(x)), 2))
 
 def conv(*args, **kwargs): return nn.Sequential(nn.Conv2d(3,4,3,2,1), nn.Conv2d(4,4,*args,**kwargs))
-class Blur(nn.Module):
-    "A pool that torch does not know, with a buffer"
-    def __init__(self, stride, ndim=2, ceil_mode=False):
-        super().__init__()
-        self.stride,self.pad = stride,nn.ReflectionPad2d(1)
-        self.register_buffer('filt', torch.tensor([[1.,2,1],[2,4,2],[1,2,1]])[None,None]/16)
-    def forward(self, x):
-        nf = x.shape[1]
-        return nn.functional.conv2d(self.pad(x), self.filt.expand(nf,-1,-1,-1), stride=self.stride, groups=nf)
-
-class Same(nn.Conv2d):
-    "Pads by the size of the map, as TensorFlow does"
-    def forward(self, x):
-        axes = zip(x.shape[2:], self.kernel_size, self.stride, self.dilation)
-        p = [max((-(-n//s)-1)*s+(k-1)*d+1-n, 0) for n,k,s,d in axes]
-        x = nn.functional.pad(x, [p[1]//2,p[1]-p[1]//2,p[0]//2,p[0]-p[0]//2])
-        return nn.functional.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation)
-
-refused = [(tvm.vit_b_32,16,'VisionTransformer'), (lambda: nn.TransformerEncoderLayer(8,2),8,'TransformerEncoderLayer'),
+def vit(): return tvm.VisionTransformer(image_size=64, patch_size=16, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=8)
+refused = [(vit,8,'VisionTransformer'), (lambda: nn.TransformerEncoderLayer(8,2),8,'TransformerEncoderLayer'),
     (lambda: nn.Linear(3,3),8,'Linear'), (lambda: conv(3,(2,1),1),1,'not the same on every axis')]
 refused += [(Functional,2,'`c`'), (lambda: conv(3,1,1),8,'[1, 2]')]
 refused += [(lambda: nn.Sequential(conv(3,2,1),nn.Upsample(scale_factor=2)),1,'makes maps larger')]
 refused += [(lambda: nn.Sequential(nn.Conv2d(3,4,4,4),nn.Conv2d(4,4,4,4)),3,'can be one of [1, 2, 4, 8, 16]')]
 @pytest.mark.parametrize('f,T,match', refused)
-def test_refused(f, T, match):
+def test_what_cannot_be_dilated_is_refused(f, T, match):
     "Networks that cannot be dilated are refused in words, and are as they were"
     m = f()
     before = pickle.dumps(m)
@@ -242,42 +243,13 @@ def test_refused(f, T, match):
     assert match in str(e.value) or re.search(match, str(e.value)), str(e.value)
     assert pickle.dumps(m)==before
 
-def with_stride(*mods): return nn.Sequential(nn.Conv2d(3,4,3,2,1), *mods, nn.Conv2d(4,4,3,2,1))
-undilatable = dict(reflect=lambda: nn.Conv2d(4,4,3,2,1,padding_mode='reflect'),
-    same=lambda: nn.Conv2d(4,4,4,padding='same'), tf=lambda: Same(4,4,3,2))
-undilatable |= dict(counts=lambda: nn.AvgPool2d(3,1,1,count_include_pad=False), lp=lambda: nn.LPPool2d(2,2))
-undilatable |= dict(divisor=lambda: nn.AvgPool2d(2,divisor_override=3), blur=lambda: Blur(2))
-@pytest.mark.parametrize('name', undilatable)
-@pytest.mark.parametrize('sz', [(64,48),(65,97)], ids=str)
-def test_what_cannot_be_dilated_runs_by_phases(name, sz):
-    "Padding of all kinds, pools of all kinds: refused by 0.0.2, exact now, on even and odd sides"
-    m,x = with_stride(undilatable[name]()).double(),torch.randn(1,3,*sz).double()
-    with torch.no_grad():
-        native,T0 = m(x),get_output_stride(m)
-        for T in (T0//2,2,1): close(set_output_stride(m,T)(x)[...,::T0//T,::T0//T], native, 1e-12)
-        assert set_output_stride(m,T0)(x).equal(native)
-
-convs = [(4,2,1), (3,2,0), (2,2), (2,2,1), (3,2,2), (5,2,1), (7,2,3), (3,2,1,2), (4,1,2), (2,1)]
-convs += [(3,1,'same'), (3,1,'valid'), (4,3,1)]
-@pytest.mark.parametrize('a', convs, ids=str)
-@pytest.mark.parametrize('sz', [(64,64),(75,97)])
-def test_any_kernel(a, sz):
-    "Any kernel and any padding with zeros: every native value is there, and behind it too"
-    m = nn.Sequential(nn.Conv2d(3,4,3,2,1), nn.Conv2d(4,4,*a), nn.Conv2d(4,4,3,2,1), nn.MaxPool2d(2)).double()
-    x = torch.randn(1,3,*sz).double()
-    native,T0 = m(x),get_output_stride(m)
-    for T in (T0//2,2,1):
-        y = set_output_stride(m,T)(x)[...,::T0//T,::T0//T]
-        close(y, native, 1e-12)
-    assert set_output_stride(m,T0)(x).equal(native)
-
 spoilers = [lambda nf: nn.Conv2d(nf,nf,3,(1,2),1), lambda nf: nn.Upsample(scale_factor=2)]
 spoilers += [lambda nf: nn.ConvTranspose2d(nf,nf,2,2)]
 wrong = [st.integers().filter(lambda o: o not in (1,2,4,8,16,32)), st.floats(), st.text(), st.booleans()]
 wrong += [st.none(), st.lists(st.integers()), st.binary()]
 
 @pytest.mark.slow
-@settings(max_examples=int(os.environ.get('MAX_EXAMPLES',150)), deadline=None)
+@settings(max_examples=int(os.environ.get('MAX_EXAMPLES',50)), deadline=None)
 @given(st.data())
 def test_refused_drawn(data):
     "Mistakes of many kinds: refused, and the model, dilated or not, is as it was"
@@ -308,23 +280,27 @@ def test_block_drawn(stride, dilation, first):
 
 def test_hooks_untouched():
     "Hooks of the user neither run while strides are followed, nor get lost"
-    m,seen = xresnet.xresnet18(),[]
+    m,seen = small(),[]
     m[7].register_forward_hook(lambda *a: seen.append(1))
     set_output_stride(m, 8)
     assert not seen
     m.eval()(torch.randn(1,3,64,64))
     assert seen==[1]
 
-def test_fast_and_no_copy():
-    "Half a second for an xresnet50, whose weights stay where they are"
-    m = xresnet.xresnet50()
+def test_a_change_runs_a_network_a_few_times_on_small_images():
+    "Two runs to know what is native, and two to see that it stays; none on the way back. Its weights stay where they are"
+    m,seen = xresnet.xresnet50(widen=.25),[]
+    def noted(x, net):
+        if not x.is_meta: seen.append(x[0,0].numel())
+        return net(x)
     ptrs = [p.data_ptr() for p in m.parameters()]
-    def secs():
-        start = time.perf_counter()
-        set_output_stride(m, 8)
-        return time.perf_counter()-start
-    assert min(secs() for _ in range(3))<.5
+    set_output_stride(Call(noted,m), 8)
+    assert len(seen)==4
+    assert max(seen)<2**13
     assert [p.data_ptr() for p in m.parameters()]==ptrs
+    seen.clear()
+    set_output_stride(Call(noted,m), 32)
+    assert seen==[]
 
 def test_signature():
     "The new arguments are shown"
@@ -332,20 +308,3 @@ def test_signature():
     for f in (xresnet.XResNet, xresnet.XResNet.__init__): assert parameters(f)['output_stride'].default is None
     ps = inspect.signature(xresnet.ResBlock).parameters
     assert ps['dilation'].default==1 and ps['first_dilation'].default is None and 'self' not in ps
-
-def test_pool_share():
-    "The dilated pools take at most 2 % of a forward at output stride 8"
-    m,x,inside = xresnet.xresnet34(output_stride=8).eval(),torch.randn(1,3,224,224),[]
-    for o in m.modules():
-        if isinstance(o, DilatedPool):
-            o.register_forward_pre_hook(lambda m,x: inside.append(-time.perf_counter()))
-            o.register_forward_hook(lambda m,x,y: inside.append(time.perf_counter()))
-    def share():
-        inside.clear()
-        start = time.perf_counter()
-        m(x)
-        return sum(inside)/(time.perf_counter()-start)
-    with torch.no_grad():
-        share()
-        shares = sorted(share() for _ in range(9))
-    assert len(inside)==4 and shares[4]<.02, shares

@@ -10,6 +10,23 @@ def program_file(name):
     "File of a program that tests run in a process of its own"
     return Path(__file__).parent/'programs'/f'{name}.py'
 
+def small(pretrained=False, **kwargs):
+    "An xresnet18 of a quarter of the width: what holds for its blocks holds for wider ones"
+    return xresnet.xresnet18(widen=.25, **kwargs)
+
+def small50(pretrained=False, **kwargs):
+    "An xresnet50 of a quarter of the width: its blocks have an expansion of 4"
+    return xresnet.xresnet50(widen=.25, **kwargs)
+
+def narrow(name, **kwargs):
+    "The network `name`, as narrow as its 32 groups can be"
+    return getattr(xresnet,name)(widen=.5 if 'next18' in name or 'next34' in name else .25, **kwargs)
+
+def small_densenet():
+    "A DenseNet of short blocks"
+    from torchvision.models import DenseNet
+    return DenseNet(8, (2,2,2,2), 16)
+
 def never_download(monkeypatch):
     "Let timm make networks with random weights, where it is asked for pretrained ones"
     import timm   # bench/ uses this file too, and so do tests that need no timm
@@ -43,6 +60,26 @@ def alive(m):
     for p in randomize(m).parameters():
         if p.numel()==1 or p.ndim==1 and p.abs().max()<.2 or p.ndim>1 and p.std()<1e-6: nn.init.uniform_(p, .5, 1.5)
     return m
+
+class Call(nn.Module):
+    "A module whose forward is `f`, which is given `mods` too"
+    def __init__(self, f, *mods):
+        super().__init__()
+        self.f,self.mods = f,nn.ModuleList(mods)
+    def forward(self, *args, **kwargs): return self.f(*args, *self.mods, **kwargs)
+
+def between(*middle):
+    "Two strided convs, what is asked about, and a strided conv"
+    return nn.Sequential(nn.Conv2d(3,8,3,2,1), nn.Conv2d(8,8,3,2,1), *middle, nn.Conv2d(8,8,3,2,1)).double()
+
+def stays_exact(m, T=1, sz=(33,48), S0=8):
+    "`m`, in double precision and of stride `S0`, has its native map on the native grid after a change to `T`"
+    from fastai_dilation.all import set_output_stride   # bench/ uses this file too
+    x = torch.randn(1,3,*sz).double()
+    with torch.no_grad():
+        native = m(x)
+        y = set_output_stride(m,T)(x)
+    close(y[...,::S0//T,::S0//T], native, 1e-12)
 
 def close(a, b, tol=1e-5):
     "`a` equals `b`, but for `tol` of the largest value of `b`"

@@ -8,4 +8,4 @@ for name in names:
     learn = load_learner(f'{folder}/{name}.pkl')
     files = get_image_files(f'{folder}/images').sorted()
     with learn.no_bar(): preds = learn.get_preds(dl=learn.dls.test_dl(files))[0]
-    torch.save(preds, f'{folder}/{name}.there.pt')
+    torch.save((preds.as_subclass(torch.Tensor),learn.output_stride), f'{folder}/{name}.there.pt')

@@ -1,0 +1,136 @@
+"Layers as people make and change them: numbers and lists as settings, weights that are made, forwards that were replaced"
+import pickle
+from functools import partial
+import pytest, torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import remove_parametrizations
+from fastai_dilation.all import CannotDilate, get_output_stride, grid_error, output_strides, pool_over, set_output_stride
+from fastai_dilation.phases import Phased
+from util import close, said
+
+class Gate(nn.Module):
+    "Multiplies a map with its mean"
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8,8,1)
+    def forward(self, x): return x*self.conv(x.mean((2,3),keepdim=True)).sigmoid()
+
+def net_with(*layers): return nn.Sequential(nn.Conv2d(3,8,3,2,1), nn.Conv2d(8,8,3,2,1), *layers, nn.Conv2d(8,8,3,1,1)).double()
+
+def exact(net, T=1, S=4):
+    "Is `net` exact at `T`, and back as it was?"
+    x,before = torch.randn(2,3,37,50).double(),repr(net)
+    with torch.no_grad():
+        native = net(x)
+        assert said(set_output_stride, net, T)==[]
+        close(net(x)[...,::S//T,::S//T], native, 1e-12)
+        assert repr(set_output_stride(net,S))==before
+        return net
+
+def number(o): return o[0] # of a stride alone: PyTorch's own `repr` counts the others
+
+makers = dict(number=number, list=list, list_of_one=lambda o: [o[0]])
+def set_by_hand(make):
+    "A conv whose settings `make` has set by hand, as EfficientNets of PyTorch do"
+    conv = nn.Conv2d(8, 8, 3, 2, 1)
+    conv.stride = make(conv.stride)
+    if make is not number: conv.padding,conv.dilation = make(conv.padding),make(conv.dilation)
+    return conv
+
+@pytest.mark.parametrize('name', makers)
+def test_settings_that_are_numbers_or_lists(name):
+    "A conv understands them, and so do we"
+    exact(net_with(set_by_hand(makers[name])), 1, 8)
+
+def test_a_depthwise_conv_of_one_tap_can_be_trained():
+    "It has no taps to move apart, and runs as it is with gradients too"
+    net = exact(net_with(nn.Conv2d(8,8,1,2,groups=8), nn.Conv2d(8,8,1,groups=8)), 1, 8)
+    set_output_stride(net, 1)(torch.randn(2,3,37,50).double()).mean().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+normed = dict(grouped=lambda: nn.Conv2d(8,8,3,1,1,groups=2), reflected=lambda: nn.Conv2d(8,8,3,1,1,padding_mode='reflect'))
+normed['depthwise'] = lambda: nn.Conv2d(8,8,3,1,1,groups=8)
+@pytest.mark.parametrize('name', normed)
+def test_weight_norm_may_be_removed_after_the_change(name):
+    net,x = net_with(weight_norm(normed[name]())),torch.randn(2,3,37,50).double()
+    with torch.no_grad():
+        native = net(x)
+        set_output_stride(net, 1)
+        remove_parametrizations(net[2], 'weight')
+        close(net(x)[...,::4,::4], native, 1e-12)
+        close(set_output_stride(net,4)(x), native, 1e-12)
+    assert type(net[2]) is nn.Conv2d
+
+def hook_of(m):
+    "accelerate's hooks keep a `forward` on the module"
+    add_hook_to_module(m, ModelHook())
+    return m
+
+def test_a_hook_of_accelerate_may_be_put_on_after_the_change():
+    "Then the network goes to another stride and back"
+    net,x = net_with(Gate()),torch.randn(2,3,37,50).double()
+    with torch.no_grad():
+        native = net(x)
+        for o in set_output_stride(net,1).modules(): hook_of(o)
+        for T in (2,4,1): close(set_output_stride(net,T)(x)[...,::4//T,::4//T], native, 1e-12)
+
+def test_a_forward_that_was_replaced_before_the_change():
+    "It cannot run by phases, and the error says why; without it the network is exact"
+    net = net_with(hook_of(Gate()))
+    with pytest.raises(CannotDilate, match='`2`.*`forward` was replaced'): set_output_stride(net, 1)
+    remove_hook_from_module(net[2])
+    exact(net)
+
+class Equalised(nn.Conv2d):
+    "Makes its weight in a hook, before each call"
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.raw = nn.Parameter(self.weight.detach().clone())
+        del self.weight
+        self.register_forward_pre_hook(lambda m,_: setattr(m,'weight',2*m.raw))
+
+def test_a_weight_that_a_hook_makes():
+    "Is there after the first call; before it the error says what is missing"
+    net = net_with(Equalised(8,8,3,2,1))
+    with pytest.raises(CannotDilate, match='weight'): set_output_stride(net, 2)
+    assert get_output_stride(nn.Sequential(nn.Conv2d(3,8,3,2,1)))==2
+
+def test_a_module_by_phases_that_is_given_no_map():
+    net = set_output_stride(net_with(Gate()), 1)
+    with pytest.raises(ValueError, match='was given none'): net[2](None)
+
+# The way back
+
+def test_a_pool_traded_in_part_comes_back_bit_for_bit():
+    net = nn.Sequential(nn.Conv2d(3,8,3,1,1), nn.MaxPool2d(4,4), nn.Conv2d(8,8,3,2,1))
+    before = pickle.dumps(net)
+    set_output_stride(net, 2)
+    assert pickle.dumps(set_output_stride(net,8))==before
+
+def test_after_a_setting_was_changed_by_hand_nothing_is_lost():
+    "The error says so each time, until it is put right"
+    net = nn.Sequential(*net_with(), nn.AdaptiveAvgPool2d(1))
+    pool_over(set_output_stride(net,1))
+    net[3].spacing = 3
+    for _ in range(2):
+        with pytest.raises(CannotDilate, match='by hand'): pool_over(net, 'all')
+        assert net[3].spacing==3
+    net[3].spacing = 4
+    assert repr(pool_over(set_output_stride(net,4),'all')[3])==repr(nn.AdaptiveAvgPool2d(1))
+
+# Strides that differ by axis
+
+def test_strides_that_differ_by_axis_are_said():
+    "By every function that would have to tell one number"
+    c = lambda i,o,s: nn.Sequential(nn.Conv2d(i,o,3,s,1), nn.BatchNorm2d(o), nn.ReLU())
+    net = nn.Sequential(c(3,16,2), c(16,32,2), c(32,32,(2,1)), c(32,32,(2,1)), c(32,32,1))
+    before = repr(net)
+    for f in (get_output_stride, output_strides, partial(set_output_stride,output_stride=4), partial(grid_error,output_stride=4)):
+        with pytest.raises(CannotDilate, match='differ by axis'): f(net)
+    assert repr(net)==before
+
+def test_a_first_layer_with_strides_that_differ_by_axis():
+    net = nn.Sequential(nn.Conv2d(3,8,3,(2,1),1), nn.Conv2d(8,8,3,2,1))
+    with pytest.raises(CannotDilate, match='2x1 pixels'): set_output_stride(net, 1)

@@ -1,0 +1,192 @@
+"What a trial has to see: far edges, several positions, far taps, batches, second heads, objects, NaN that is swallowed"
+from dataclasses import dataclass
+import pytest, torch, torchvision.models as tvm
+from torch import nn
+from torch.nn import functional as F
+from fastai_dilation.all import CannotDilate, get_output_stride, set_output_stride
+from util import alive, close, said
+
+class Function(nn.Module):
+    "`f` in a module of its own, with a conv that it may use"
+    def __init__(self, f):
+        super().__init__()
+        self.f,self.conv = f,nn.Conv2d(8,8,3,1,1)
+    def forward(self, x, *args): return self.f(self, x, *args)
+
+def convs(*strides): return [nn.Conv2d(3 if i==0 else 8, 8, 3, s, 1) for i,s in enumerate(strides)]
+
+def coordinates(_, x):
+    "From -1 to 1 over the map, as CoordConv has them"
+    ys,xs = [torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in x.shape[2:]]
+    return x + ys[:,None] + 2*xs
+
+def off_at(net, native, T, S, sizes):
+    "The largest error on the native grid, over images of many sizes"
+    errors = []
+    for h,w in sizes:
+        x = torch.randn(2, 3, h, w, dtype=torch.double)
+        with torch.no_grad(): want,y = native(x),net(x)
+        y = y[...,::S//T,::S//T]
+        assert y.shape==want.shape
+        errors.append(((y-want).abs().max()/want.abs().max()).item())
+    return max(errors)
+
+sizes = [(40+i,71-i) for i in range(9)]
+def exact_or_told(make, T, S, sizes=sizes):
+    "Is the net exact at all sizes, or warned of, or refused?"
+    torch.manual_seed(0)
+    net = make().double().eval()
+    torch.manual_seed(0)
+    native = make().double().eval()
+    try: words = said(set_output_stride, net, T)
+    except CannotDilate: return 'refused'
+    if words: return 'warned'
+    error = off_at(net, native, T, S, sizes)
+    assert error<1e-9, error
+    return 'exact'
+
+def test_coordinates_behind_a_dilated_conv_that_pads_too_little():
+    "Its map ends elsewhere, so that the last native position is the last one at half of all sizes"
+    def make():
+        shrinks = nn.Conv2d(8, 8, 3, 2, 1, dilation=2)
+        return nn.Sequential(nn.Conv2d(3,8,3,2,1), shrinks, nn.ReLU(), Function(coordinates), nn.ReLU())
+    assert exact_or_told(make, 2, 4)=='exact'
+
+mixers = dict(gate=lambda m,x: x*x.mean((2,3),keepdim=True).sigmoid(), norm=lambda m,x: F.group_norm(x,2))
+mixers['l2'] = lambda m,x: F.normalize(x, dim=(2,3))
+@pytest.mark.parametrize('name', mixers)
+def test_a_mixer_behind_layers_that_lose_positions(name):
+    "The coarsest map of an AlexNet has one position, where that of a ResNet has three"
+    def make(): return nn.Sequential(nn.Conv2d(3,8,11,4,2), nn.MaxPool2d(3,2), nn.Conv2d(8,8,5,1,2), nn.MaxPool2d(3,2), Function(mixers[name]))
+    assert exact_or_told(make, 8, 16, [(127,160),(130,143)])=='exact'
+
+far = {}
+for d in (6,12,18):
+    far[f'conv {d}'] = lambda m,x,d=d: F.conv2d(x, m.conv.weight, padding=d, dilation=d)
+    far[f'unfold {d}'] = lambda m,x,d=d: F.unfold(x,3,padding=d,dilation=d).view(len(x),8,9,*x.shape[2:])[:,:,1:8:3].sum(2)
+    far[f'shift down {d}'] = lambda m,x,d=d: x + F.pad(x,(0,0,d,0))[...,:x.shape[2],:]
+    far[f'shift right {d}'] = lambda m,x,d=d: x + F.pad(x,(d,0,0,0))[...,:x.shape[3]]
+
+@pytest.mark.parametrize('T', [16,8])
+@pytest.mark.parametrize('name', far)
+def test_what_reads_far_runs_by_phases(name, T):
+    "As far as no map of a small image goes"
+    def make(): return nn.Sequential(*convs(2,2,2,2,2), Function(far[name]))
+    assert exact_or_told(make, T, 32, [(700,65),(65,700)])=='exact'
+
+def test_one_weight_at_several_rates():
+    "By functions, in the forward of a head"
+    def head(m, x): return sum(F.conv2d(x, m.conv.weight, padding=d, dilation=d) for d in (6,12,18))
+    assert exact_or_told(lambda: nn.Sequential(*convs(2,2,2,2,2), Function(head)), 16, 32, [(500,97)])=='exact'
+
+class WithPositions(nn.Module):
+    "Hands its blocks a map of positions that is the same for all images"
+    def __init__(self):
+        super().__init__()
+        self.stem,self.block = nn.Sequential(*convs(2,2)),Function(lambda m,x,at: x*(x-at).mean((2,3),keepdim=True))
+    def forward(self, x):
+        x = self.stem(x)
+        return self.block(x, torch.ones(1, 8, *x.shape[2:], dtype=x.dtype))
+
+def test_a_map_that_is_the_same_for_all_images_of_a_batch():
+    "Is split for each of them"
+    assert exact_or_told(WithPositions, 1, 4)=='exact'
+
+class Masked(nn.Module):
+    "A mask beside the image, resized to the size of its map"
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(*convs(2,2))
+    def forward(self, x, mask):
+        x = self.stem(x)
+        return x*F.interpolate(mask.double(), x.shape[2:])
+
+def test_a_mask_that_is_resized_to_the_map_is_told():
+    "A mask of yes and no is drawn with both, and its resizing is seen"
+    x,mask = torch.randn(1,3,37,50).double(),torch.rand(1,1,37,50)>.5
+    assert len(said(set_output_stride, Masked().double(), 1, (x,mask)))==1
+
+@dataclass
+class Answer:
+    map: torch.Tensor
+
+class AnswersInAnObject(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(*convs(2,2))
+    def forward(self, x):
+        x = self.stem(x)
+        return Answer(x-x.mean((2,3), keepdim=True))
+
+def test_what_leaves_a_network_in_an_object_is_compared():
+    "A dataclass is looked into"
+    assert len(said(set_output_stride, AnswersInAnObject(), 1))==1
+
+class SecondHead(nn.Module):
+    "Has a head that is called in training alone"
+    def __init__(self):
+        super().__init__()
+        self.stem,self.last = nn.Sequential(*convs(2,2)),nn.Conv2d(8,8,3,2,1)
+        self.aux = nn.Sequential(nn.Conv2d(8,8,3,1,1), Function(mixers['gate']), nn.Conv2d(8,4,3,2,1))
+    def forward(self, x):
+        x = self.stem(x)
+        return (self.last(x),self.aux(x)) if self.training else self.last(x)
+
+def test_a_head_that_is_called_in_training_alone_is_exact():
+    "Its convs are dilated and its gate runs by phases, though it is never called otherwise"
+    torch.manual_seed(0)
+    net,x = SecondHead().double(),torch.randn(2,3,37,50).double()
+    native = net.train()(x)
+    assert said(set_output_stride, net, 1)==[] and net.training
+    for y,want in zip(net(x), native, strict=True): close(y[...,::8,::8], want, 1e-12)
+    close(net.eval()(x)[...,::8,::8], native[0], 1e-12)
+
+swallows = dict(nanmean=lambda m,x: x-x.nanmean((2,3),keepdim=True), to_num=lambda m,x: x-x.nan_to_num().mean((2,3),keepdim=True))
+swallows['where'] = lambda m,x: x-torch.where(x.isnan(), 0, x).mean((2,3), keepdim=True)
+@pytest.mark.parametrize('name', swallows)
+def test_what_leaves_out_nan_is_seen_with_numbers(name):
+    assert exact_or_told(lambda: nn.Sequential(*convs(2,2), Function(swallows[name])), 1, 4)=='exact'
+
+def nearest(m, x):
+    "Samples the map in its middle, by nearest"
+    theta = torch.tensor([[.7,.1,0],[0,.9,.1]], dtype=x.dtype).expand(len(x),2,3)
+    return F.grid_sample(x, F.affine_grid(theta,x.shape,align_corners=False), mode='nearest', align_corners=False)
+
+def test_sampling_by_nearest():
+    assert exact_or_told(lambda: nn.Sequential(*convs(2,2), Function(nearest)), 1, 4)=='exact'
+
+def test_hooks_that_were_not_tried_are_named():
+    "A hook may change what a module makes, and no trial calls it"
+    net = nn.Sequential(*convs(2,2,1))
+    net[1].register_forward_hook(lambda m,x,y: y-y.mean((2,3),keepdim=True))
+    words, = said(set_output_stride, net, 1)
+    assert '`1`' in words and 'hook' in words
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['inception_v3','googlenet'])
+def test_aux_heads_of_torchvision_are_told(name):
+    "They make no map, and read another one in training"
+    net = getattr(tvm,name)(weights=None, init_weights=False)
+    assert len(said(set_output_stride, net, 8))==1
+
+class Correlates(nn.Module):
+    "Looks for one image in another, with one body for both"
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(*convs(2,2))
+    def forward(self, z, x): return F.conv2d(self.body(x), self.body(z))
+
+def test_an_answer_that_does_not_grow_with_images_of_several_sizes_is_refused():
+    "Nothing could be compared; the body by itself is exact"
+    net,xs = Correlates(),(torch.randn(1,3,31,31),torch.randn(1,3,63,63))
+    with pytest.raises(CannotDilate, match='does not grow with them.*Change the network inside'): set_output_stride(net, 2, xs)
+    assert said(set_output_stride, net.body, 2)==[]
+
+def test_images_of_several_sizes_grow_by_as_many_pixels():
+    "A style of one position stays one, and two crops keep their own sizes"
+    class Styled(Correlates):
+        def forward(self, x, style): return self.body(x)*style
+    class Crops(Correlates):
+        def forward(self, a, b): return self.body(a),self.body(b)
+    for net,other in ((Styled(),(1,8,1,1)), (Crops(),(1,3,31,31))):
+        assert said(set_output_stride, net, 2, (torch.randn(1,3,63,63),torch.randn(other)))==[]
