@@ -316,6 +316,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'fastai_dilation/output_stride.py'),
                                                'fastai_dilation.output_stride._sides_for_large_strides': ( 'output_stride.html#_sides_for_large_strides',
                                                                                                            'fastai_dilation/output_stride.py'),
+                                               'fastai_dilation.output_stride._sides_of_volumes': ( 'output_stride.html#_sides_of_volumes',
+                                                                                                    'fastai_dilation/output_stride.py'),
                                                'fastai_dilation.output_stride._tell_strides': ( 'output_stride.html#_tell_strides',
                                                                                                 'fastai_dilation/output_stride.py'),
                                                'fastai_dilation.output_stride._trial_sides': ( 'output_stride.html#_trial_sides',

@@ -198,6 +198,7 @@ def change(m, **settings):
         undo[k] = Changed(native, _Absent if k=='__class__' else v) # a class made here has no name to be pickled by
         setattr(m, k, v)
 
+# %% ../nbs/00_layers.ipynb #res00
 def _native_class(m, noted):
     "The class that `m` goes back to: as the one made for it says, since somebody may have changed that; or as was `noted`"
     native = getattr(type(m), 'native_class', noted)
@@ -231,6 +232,7 @@ def _undo_log(m):
     of_002 = {k:_from_pickle(o,None) for k,o in vars(m).get('_native',{}).items()}
     return of_002 | {k:o if isinstance(o,Changed) else _from_pickle(*o) for k,o in vars(m).get('_undo',{}).items()}
 
+# %% ../nbs/00_layers.ipynb #byh00
 def _changed_by_hand(name, k, given, now):
     "The error for module `name`, whose setting `k` is not what `change` made it"
     return CannotDilate(name, f'its `{k}` was set to {now} by hand while its network was dilated, where it was {given}. '

@@ -66,6 +66,7 @@ def has_hooks(m):
 
 def _hooked(net): return [n for n,m in net.named_modules() if has_hooks(m)]
 
+# %% ../nbs/04_output_stride.ipynb #may04
 def _may_be_whole(name, p, plan, strides, phased, hooked):
     "May module `name` run by phases `p` as a whole?"
     calls = strides.calls[name]
@@ -119,6 +120,7 @@ def _sides(first, others, ndim): return first,*[others]*(ndim-1)
 def _trial_sides(S, T, ndim, more=0):
     "Sides of a small image, a high one, and a wide one; `more` native positions for what a network without padding loses"
     if S>64: return _sides_for_large_strides(S, T, ndim)
+    if ndim>2: return _sides_of_volumes(S, T, ndim, more)
     n_reach = ceil_div(_reach*T, S) # in native positions
     # `k*S+1` to `k*S+T` pixels make a map whose last position is native, `k*S` one that goes on behind it
     small = _sides((2+more)*S+1, (3+more)*S-2*T+1, ndim)
@@ -126,6 +128,7 @@ def _trial_sides(S, T, ndim, more=0):
     wide = _sides((3+more)*S, (max(2,n_reach)+more)*S+T, ndim)
     return small,high,wide
 
+# %% ../nbs/04_output_stride.ipynb #lrg04
 def _sides_for_large_strides(S, T, ndim):
     long = 2*S+1
     short = min(S, min(_most_positions*T*T, _most_pixels)//long)
@@ -133,9 +136,15 @@ def _sides_for_large_strides(S, T, ndim):
     small = _sides(min(long,S+1), 33, ndim)
     return small,_sides(long,short,ndim),_sides(short,long,ndim)
 
+def _sides_of_volumes(S, T, ndim, more):
+    "As many positions as are needed, and no long side: a volume has many pixels as it is"
+    ends,goes_on = (2+more)*S+T,(2+more)*S+2*T
+    return _sides((2+more)*S+1, (3+more)*S-2*T+1, ndim),_sides(ends,goes_on,ndim),_sides(goes_on,ends,ndim)
+
 def _window_sides(S, ndim):
     "For networks that cut their maps into windows, or that want multiples of their stride"
-    return [[_sides(k*S, 2*k*S, ndim)] for k in (4,7,8,2)]
+    all_sides = [_sides(k*S, 2*k*S, ndim) for k in (4,7,8,2)]
+    return [[o] for o in all_sides if math.prod(o)<=_most_pixels or o is all_sides[-1]]
 
 # %% ../nbs/04_output_stride.ipynb #sid04n
 Case = namedtuple('Case', [
@@ -185,6 +194,7 @@ def _asks_for_training(cls):
     functions = [f for c in own for f in vars(c).values() if inspect.isfunction(f)]
     return any({'training','is_grad_enabled'} & _words_in(f.__code__) for f in functions)
 
+# %% ../nbs/04_output_stride.ipynb #noi04
 def _is_noisy(m):
     "Is `m` a norm or a dropout, which have to evaluate when maps are compared?"
     name = type(m).__name__
@@ -333,6 +343,7 @@ def _refuse_other_strides(net, T, possible):
         '`replace_stride_with_dilation`), build it without'
     if T not in possible: raise CannotDilate(None, words)
 
+# %% ../nbs/04_output_stride.ipynb #ans04
 def _refuse_answers_that_do_not_grow(net, strides):
     if strides.sample.has_several_sizes and not strides.makes(''):
         raise CannotDilate(None, f'{type(net).__name__} reads images of several sizes, and what it makes does not grow with them, '

@@ -72,7 +72,8 @@ def _one_down(p): return p._replace(dims=tuple(i-1 for i in p.dims))
 
 def split(x, p):
     "The phases of the map `x` as a batch, the native phase first; the memory format stays"
-    if _is_channels_last(x, p.dims): return split(x.movedim(1,-1), _one_down(p)).movedim(-1,1)
+    if _is_channels_last(x, p.dims): # the old ONNX exporter does not know a dim of -1
+        return split(x.movedim(1,x.ndim-1), _one_down(p)).movedim(x.ndim-1,1)
     for ax in reversed(p.dims): x = _split_axis(x, ax, p)
     phase_axes = [ax+i+1 for i,ax in enumerate(p.dims)]
     other_axes = [i for i in range(x.ndim) if i not in phase_axes]
@@ -88,7 +89,7 @@ def _cut(y, dims, ns):
 def merge(y, p, sides, last=None):
     "The map whose phases are the batch `y`; `sides` are those of the map that was split; with its channels `last`?"
     if last is None: last = _is_channels_last(y, p.dims)
-    if last: return merge(y.movedim(1,-1), _one_down(p), sides, False).movedim(-1,1)
+    if last: return merge(y.movedim(1,y.ndim-1), _one_down(p), sides, False).movedim(y.ndim-1,1)
     ns = [p.n_out(side,y.shape[ax]) for ax,side in zip(p.dims,sides)]
     n_dims = len(p.dims)
     y = y.unflatten(0, (*[p.n]*n_dims,-1))
@@ -121,6 +122,7 @@ def _is_parametrized(cls):
 
 def _names_of(cls): return {k:v for k,v in vars(cls).items() if k not in ('__dict__','__weakref__')}
 
+# %% ../nbs/02_phases.ipynb #mix02
 @lru_cache(None)
 def mixed(mixin, cls):
     "A class of the name of `cls`, with `mixin` in front of it"

@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager,nullcontext
 from functools import partial
 import numpy as np, torch
+from fastcore.basics import patch
 from torch import nn,Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -145,6 +146,7 @@ def _attributes(o):
 
 def _leaves(o): return [o] if isinstance(o,Tensor) else tree_leaves(o)
 
+# %% ../nbs/01_strides.ipynb #tns01
 def tensors(o):
     "All tensors in `o`: in tuples, lists, dicts and dataclasses too"
     found = [[t] if isinstance(t,Tensor) else tensors([*_attributes(t).values()]) for t in _leaves(o) if t is not None]
@@ -162,6 +164,7 @@ Grid = namedtuple('Grid', [
 
 def is_map(grid): return grid is not None and grid.stride is not None
 
+# %% ../nbs/01_strides.ipynb #byd01
 def _by_dim(small, large, n_more):
     "By each dim that differs between the shapes, for how many pixels there is one position more"
     return {i:n_more/(b-a) for i,(a,b) in enumerate(zip(small,large)) if a!=b}
@@ -176,6 +179,7 @@ def grid_between(small, large, n_more, ndim):
     first = next(iter(strides.values()))
     return Grid(tuple(strides), int(first) if is_even and _is_map_with(strides,ndim) else None)
 
+# %% ../nbs/01_strides.ipynb #unv01
 def uneven_strides(small, large, n_more, ndim):
     "Strides of a map with its sides last that differ by axis, or `None`"
     strides = _by_dim(small, large, n_more) if len(small)==len(large)==ndim+2 else {}
@@ -206,34 +210,38 @@ class Sample:
         "How many values the first input has with sides of `side` pixels"
         return math.prod(self.first.shape[:-self.ndim])*side**self.ndim
 
-    def _side(self,
-        n,     # side of an image as it was given
-        n0,    # that of the first image
-        side,  # what the first image gets
-    ):
-        if n==1 or n==n0: return side if n==n0 else 1
-        return n+side-n0 if self.together else side*n//n0
+# %% ../nbs/01_strides.ipynb #rsz01
+@patch
+def _side(self:Sample,
+    n,     # side of an image as it was given
+    n0,    # that of the first image
+    side,  # what the first image gets
+):
+    if n==1 or n==n0: return side if n==n0 else 1
+    return n+side-n0 if self.together else side*n//n0
 
-    def resized(self,
-        sides,       # of the first image, in pixels
-        device=None, # 'meta' makes them without values
-        n=None,      # images in the batch; by default as many as the sample has
-    ):
-        "Random inputs with other `sides`"
-        gen,n_images = torch.Generator('cpu').manual_seed(0),self.first.shape[0]
-        def resize(t):
-            if not isinstance(t,Tensor): return t
-            at = t.device if device is None else torch.device(device)
-            is_one_for_each = n is not None and t.ndim>0 and t.shape[0]==n_images
-            if t.ndim!=self.first.ndim: return (t[:1].expand(n,*t.shape[1:]) if is_one_for_each else t).to(at)
-            own = [self._side(*o) for o in zip(t.shape[-self.ndim:], self.sides, sides)]
-            if min(own)<1: raise ValueError(f'an image of {tuple(t.shape)} beside one of {sides}')
-            shape = (n if is_one_for_each else t.shape[0]),*t.shape[1:-self.ndim],*own
-            if at.type=='meta': return torch.zeros(shape, dtype=t.dtype, device=at)
-            if not t.is_floating_point(): return _drawn_from(t, shape, gen)
-            return torch.randn(shape, generator=gen, dtype=torch.double, device='cpu').to(at, t.dtype)
-        return tree_map(resize, self.xs)
+@patch
+def resized(self:Sample,
+    sides,       # of the first image, in pixels
+    device=None, # 'meta' makes them without values
+    n=None,      # images in the batch; by default as many as the sample has
+):
+    "Random inputs with other `sides`"
+    gen,n_images = torch.Generator('cpu').manual_seed(0),self.first.shape[0]
+    def resize(t):
+        if not isinstance(t,Tensor): return t
+        at = t.device if device is None else torch.device(device)
+        is_one_for_each = n is not None and t.ndim>0 and t.shape[0]==n_images
+        if t.ndim!=self.first.ndim: return (t[:1].expand(n,*t.shape[1:]) if is_one_for_each else t).to(at)
+        own = [self._side(*o) for o in zip(t.shape[-self.ndim:], self.sides, sides)]
+        if min(own)<1: raise ValueError(f'an image of {tuple(t.shape)} beside one of {sides}')
+        shape = (n if is_one_for_each else t.shape[0]),*t.shape[1:-self.ndim],*own
+        if at.type=='meta': return torch.zeros(shape, dtype=t.dtype, device=at)
+        if not t.is_floating_point(): return _drawn_from(t, shape, gen)
+        return torch.randn(shape, generator=gen, dtype=torch.double, device='cpu').to(at, t.dtype)
+    return tree_map(resize, self.xs)
 
+# %% ../nbs/01_strides.ipynb #drw01
 def _drawn_from(t, shape, gen):
     "A tensor of whole numbers, or of yes and no, with values that `t` has"
     if not t.numel(): return torch.zeros(shape, dtype=t.dtype, device=t.device)
@@ -241,6 +249,7 @@ def _drawn_from(t, shape, gen):
     at = torch.randint(len(values), shape, generator=gen)
     return values[at].to(t.device)
 
+# %% ../nbs/01_strides.ipynb #sam01
 def samples(net, x=None):
     "What `net` may read, the likeliest first: `x`, or images with as many channels as one of its convs reads"
     convs = [o for o in net.modules() if isinstance(o,_ConvNd)]
@@ -403,6 +412,7 @@ def _on_meta(net, sample, times, training):
         else:
             if bits==12 or _is_large_enough(res,side): return res
 
+# %% ../nbs/01_strides.ipynb #fst01
 def _first_that_runs(net, x, training):
     "Strides of `net` by the first pair of images that it runs on"
     on_meta,on_real = [],[]
@@ -420,6 +430,7 @@ def _first_that_runs(net, x, training):
             if _is_large_enough(res,px): return res
     raise CannotDilate(None, _why_it_does_not_run(net, x, (on_real+on_meta)[0]))
 
+# %% ../nbs/01_strides.ipynb #fol01
 def follow(net, x=None, training=()):
     "Find the `Strides` of `net`, which stays as it is, with modules in `training`; `x` is a sample of its input"
     res = _first_that_runs(net, x, training)

@@ -21,6 +21,7 @@ __all__ = ['tolerances', 'Noted', 'Record', 'fineness', 'native_part', 'has_nati
 import math
 from collections import defaultdict,namedtuple
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -249,27 +250,31 @@ class Trial(_Mender):
         if error: raise error
         return y
 
-    def _note_sides(self, name, y, call):
-        "Note the sides of the first map in `y` that is finer than natively"
-        for t,o in zip(tensors(y), call.makes):
-            is_finer = is_map(o.grid) and fineness(o.grid,self.T)>1 and t.ndim==o.value.ndim
-            if is_finer: self.sides.setdefault(name, (fineness(o.grid,self.T), [t.shape[i] for i in o.grid.dims]))
+# %% ../nbs/03_trial.ipynb #cal03
+@patch
+def _note_sides(self:Trial, name, y, call):
+    "Note the sides of the first map in `y` that is finer than natively"
+    for t,o in zip(tensors(y), call.makes):
+        is_finer = is_map(o.grid) and fineness(o.grid,self.T)>1 and t.ndim==o.value.ndim
+        if is_finer: self.sides.setdefault(name, (fineness(o.grid,self.T), [t.shape[i] for i in o.grid.dims]))
 
-    def _next_call(self, name):
-        "What was noted of this call, if that can be told; inside of what runs by phases, or knows its spacing, nothing is"
-        if self.n_closed or name not in self.strides.calls: return None
-        i = self.n_calls[name]
-        self.n_calls[name] += 1
-        return self.record[name][i] if i<len(self.record[name]) else None
+@patch
+def _next_call(self:Trial, name):
+    "What was noted of this call, if that can be told; inside of what runs by phases, or knows its spacing, nothing is"
+    if self.n_closed or name not in self.strides.calls: return None
+    i = self.n_calls[name]
+    self.n_calls[name] += 1
+    return self.record[name][i] if i<len(self.record[name]) else None
 
-    def _call(self, name, m, forward, args, kwargs):
-        "What `forward` makes, or the error that it raises; and its frame"
-        y,error,frame = None,None,_Frame(name)
-        self.stack.append(frame)
-        self.n_closed += is_closed(m)
-        try: y = forward(*args, **kwargs)
-        except Exception as e: error = e
-        finally:
-            self.n_closed -= is_closed(m)
-            self.stack.pop()
-        return y,error,frame
+@patch
+def _call(self:Trial, name, m, forward, args, kwargs):
+    "What `forward` makes, or the error that it raises; and its frame"
+    y,error,frame = None,None,_Frame(name)
+    self.stack.append(frame)
+    self.n_closed += is_closed(m)
+    try: y = forward(*args, **kwargs)
+    except Exception as e: error = e
+    finally:
+        self.n_closed -= is_closed(m)
+        self.stack.pop()
+    return y,error,frame

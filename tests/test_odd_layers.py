@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 from fastai_dilation.all import CannotDilate, get_output_stride, grid_error, output_strides, pool_over, set_output_stride
-from fastai_dilation.phases import Phased
 from util import close, said
 
 class Gate(nn.Module):

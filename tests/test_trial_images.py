@@ -3,8 +3,8 @@ from dataclasses import dataclass
 import pytest, torch, torchvision.models as tvm
 from torch import nn
 from torch.nn import functional as F
-from fastai_dilation.all import CannotDilate, get_output_stride, set_output_stride
-from util import alive, close, said
+from fastai_dilation.all import CannotDilate, set_output_stride
+from util import close, said
 
 class Function(nn.Module):
     "`f` in a module of its own, with a conv that it may use"
@@ -153,6 +153,7 @@ def nearest(m, x):
     return F.grid_sample(x, F.affine_grid(theta,x.shape,align_corners=False), mode='nearest', align_corners=False)
 
 def test_sampling_by_nearest():
+    "Of positions that are counted from one edge of the map to the other"
     assert exact_or_told(lambda: nn.Sequential(*convs(2,2), Function(nearest)), 1, 4)=='exact'
 
 def test_hooks_that_were_not_tried_are_named():
