@@ -20,8 +20,7 @@ __all__ = ['lite0', 'real_photos', 'draw_photos', 'see', 'places', 'scene', 'sce
 import matplotlib,warnings
 with warnings.catch_warnings():
     warnings.simplefilter('ignore', FutureWarning)
-    import fastai.layers   # of which torch warns: that would be the first line of the demo
-from fastai.vision.all import *
+    from fastai.vision.all import * # torch warns of it: that would be the first line of the demo
 from .all import *
 from fastcore.script import *
 from .evaluate import peak_memory,time_in_turns
