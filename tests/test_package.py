@@ -6,7 +6,7 @@ from reconstruct import patched
 from util import program_file
 
 root = Path(__file__).parent.parent
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)] # a process may run whole files
 
 without_the_package = """
 import runpy, sys

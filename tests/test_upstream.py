@@ -8,7 +8,7 @@ from fastai_dilation import upstream
 from fastai_dilation.upstream import main, stack
 from reconstruct import git, lib, reconstruct
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)] # some run notebooks
 mods = ['fastai/layers.py','fastai/vision/learner.py','fastai/vision/models/xresnet.py']
 nbs = ['nbs/01_layers.ipynb','nbs/11_vision.models.xresnet.ipynb','nbs/21_vision.learner.ipynb']
 
