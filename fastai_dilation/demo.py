@@ -20,7 +20,8 @@ __all__ = ['lite0', 'real_photos', 'draw_photos', 'see', 'places', 'scene', 'sce
 import matplotlib,warnings
 with warnings.catch_warnings():
     warnings.simplefilter('ignore', FutureWarning)
-    from fastai.vision.all import * # torch warns of it: that would be the first line of the demo
+    from fastai.layers import *   # torch warns of it, which would be the first line of the demo
+from fastai.vision.all import *
 from .all import *
 from fastcore.script import *
 from .evaluate import peak_memory,time_in_turns
@@ -188,6 +189,16 @@ def scene_dls(
         splitter=FuncSplitter(lambda i: i>=_first_valid), batch_tfms=Normalize.from_stats(*imagenet_stats))
     return db.dataloaders([*range(n), *range(_first_valid,_first_valid+n_valid)], bs=bs, num_workers=0)
 
+# %% ../nbs/10_demo.ipynb #fi06b
+class _TrainOnly(Callback):
+    def before_validate(self): raise CancelValidException
+
+def _fit(learn, epochs, lr):
+    "Train `learn` without validation; seconds that it took"
+    start = time.perf_counter()
+    with learn.no_logging(): learn.fit_one_cycle(epochs, lr, cbs=[ChannelsLast(),_TrainOnly()])   # channels last is faster on a CPU
+    return time.perf_counter()-start
+
 # %% ../nbs/10_demo.ipynb #po06b
 def point(
     maps,          # a map of scores for each class, of each scene
@@ -235,9 +246,8 @@ def localise(
 ): # a `DataFrame`
     "Train a small `xresnet18` to say which digits are in a scene; ask it where they are, at four output strides"
     dls = scene_dls(n, n_valid, masks=False, bs=16)
-    learn = Learner(dls, xresnet18(n_out=10, widen=.5), loss_func=BCEWithLogitsLossFlat(), metrics=accuracy_multi,
-        cbs=ChannelsLast()) # faster on a CPU
-    learn.fit_one_cycle(1, 5e-3)
+    learn = Learner(dls, xresnet18(n_out=10, widen=.5), loss_func=BCEWithLogitsLossFlat())
+    _fit(learn, 1, 5e-3)
     items,Ts,model = dls.valid.items,(32,16,8,4),learn.model.eval()
     xs,ys = [torch.cat(o).as_subclass(Tensor) for o in zip(*dls.valid)]
     xs,bias = xs.split(50),model[-1].bias.detach()[:,None,None]
@@ -276,13 +286,10 @@ def segment(
     set_seed(seed, reproducible=True)
     loss = CrossEntropyLossFlat(axis=1, weight=tensor([.3]+[1.]*10))
     learn = deeplab_learner(dls, partial(xresnet18,widen=.5), pretrained=False, loss_func=loss,
-        output_stride=output_stride, rates=(), skip=skip, metrics=JaccardCoeffMulti(), cbs=ChannelsLast())
-    start = time.perf_counter()
-    learn.fit_one_cycle(epochs, 4e-3)
-    secs = time.perf_counter()-start
-    miou = learn.recorder.values[-1][-1]
-    with learn.no_bar(): probs = learn.get_preds()[0]
-    named = name_digits(probs.argmax(1), dls.valid.items)
+        output_stride=output_stride, rates=(), skip=skip, metrics=JaccardCoeffMulti())
+    secs,gather = _fit(learn, epochs, 4e-3),GatherPredsCallback()
+    with learn.no_bar(): miou = learn.validate(cbs=gather)[1]
+    named = name_digits(gather.preds.argmax(1), dls.valid.items)
     x = dls.valid.one_batch()[0]
     mem = peak_memory(lambda: learn.model(x).mean().backward())
     return learn,{'mIoU':miou, 'digits named':named, 'training s':secs, 'training MB':mem/2**20}

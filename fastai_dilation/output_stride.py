@@ -152,7 +152,8 @@ Case = namedtuple('Case', [
     'fill',    # what stands between its native positions, as `Trial` takes it
 ])
 
-_with_nan,_with_numbers = (torch.nan,3.),(3.,-2.) # fills, in turn
+_with_nan = torch.nan,3.
+_with_numbers = 3.,-2.,0.,.1 # large ones hide little, and small ones are not drowned by an `exp`
 
 def _natives_of_first(net, strides, T, x, training):
     "`Natives` of images to try, of the first set of sizes that `net` runs on"
@@ -177,8 +178,8 @@ def _natives_of_first(net, strides, T, x, training):
         'Give one that it runs on: `x=`')
 
 def _cases(all_natives, fills):
-    "Each image with one of the `fills`, in turn; a single image with each of them"
-    images = all_natives if len(all_natives)>1 else all_natives*len(fills)
+    "Each image with one of the `fills`, in turn; the small one also with those that are left"
+    images = all_natives + all_natives[:1]*(len(fills)-len(all_natives))
     return [Case(o,fill) for o,fill in zip(images, itertools.cycle(fills))]
 
 # %% ../nbs/04_output_stride.ipynb #5596e02e
