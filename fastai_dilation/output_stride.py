@@ -23,6 +23,7 @@ from copy import deepcopy
 from collections import defaultdict,namedtuple
 from functools import lru_cache
 from fastai.vision.all import *
+from torch.utils._pytree import tree_map_only
 from .layers import *
 from .strides import *
 from .phases import *
@@ -155,7 +156,7 @@ Case = namedtuple('Case', [
 _with_nan = torch.nan,3.
 _with_numbers = 3.,-2.,0.,.1 # large ones hide little, and small ones are not drowned by an `exp`
 
-def _natives_of_first(net, strides, T, x, training):
+def _natives_of_first(net, strides, T, x, training=()):
     "`Natives` of images to try, of the first set of sizes that `net` runs on"
     S,ndim,errors = strides.output,strides.sample.ndim,[]
     def natives(sides, n=None): return Natives(net, strides, strides.sample.resized(sides,n=n), training)
@@ -201,15 +202,17 @@ def _is_noisy(m):
     name = type(m).__name__
     return hasattr(m,'running_mean') or 'Drop' in name or 'StochasticDepth' in name
 
-def _follow_in_training(net, strides, T, x):
-    "`Strides` of `net` in training, and names of the modules that ask for it; if it calls more than otherwise"
+def _names_of_calls(net, xs, training):
+    try: return shapes_of(net, tree_map_only(torch.Tensor, lambda t: t.to('meta'), xs), True, training)[0].keys()
+    except Exception: return shapes_of(net, xs, False, training)[0].keys() # not on the meta device
+
+def _follow_in_training(net, strides, x, xs):
+    "`Strides` of `net` in training, and names of the modules that ask for it; if it calls more of `xs` than otherwise"
     asking = {n for n,m in net.named_modules() if _asks_for_training(type(m)) and not _is_noisy(m)}
     if not asking: return None
-    sides = _trial_sides(strides.output, T, strides.sample.ndim)[-1]
-    try:
-        calls,_ = shapes_of(net, strides.sample.resized(sides,'meta'), True, asking)
-        return (follow(net, x, asking),asking) if calls.keys()-strides.calls.keys() else None
+    try: calls_more = _names_of_calls(net, xs, asking)-strides.calls.keys()
     except Exception: return None # nothing is known of it in training
+    return (follow(net, x, asking),asking) if calls_more else None
 
 # %% ../nbs/04_output_stride.ipynb #fnd04
 _most_trials = 60 # each finds more, or is one of the last few in which nothing is found; 240 networks needed up to 14
@@ -223,7 +226,7 @@ Found = namedtuple('Found', [
 
 def _find_phased(net, T, plan, cases):
     "Change `net`, and find out by trials which of its modules have to run by phases, and which are lost"
-    strides,cases,edges = cases[0].natives.strides,[*cases],_Edges(T)
+    strides,cases,edges = cases[0].natives.strides,[*cases],_Edges(T,plan)
     phased,lost,misfit,n_clean,i = {},{},None,0,0
     apply(restored(net), plan, phased)
     for _ in range(_most_trials):
@@ -242,7 +245,7 @@ def _find_phased(net, T, plan, cases):
         n_clean,i = n_clean+1,(i+1)%len(cases)
         edges.note(case, trial)
         if n_clean<len(cases): continue
-        more = _one_more_case(net, edges.more_sides(phased), cases[0])
+        more = _one_more_case(net, edges.more_sides(), cases[0])
         if more is None: return Found(phased, lost, misfit)
         apply(net, plan, phased)
         cases.append(more)
@@ -260,32 +263,49 @@ def _one_more_case(net, sides, like):
         return None
 
 # %% ../nbs/04_output_stride.ipynb #edg04
+_most_more_images = 4
+
 class _Edges:
-    "Which kinds of far edge the maps of a changed network were seen with, at output stride `T`"
-    def __init__(self, T):
-        self.T,self.seen = T,defaultdict(set) # by name of a module and axis: did the map end at a native position?
-        self.sides,self.case,self.asked = {},None,set()
+    "Which kinds of far edge the maps of a changed network were seen with"
+    def __init__(self, T, plan):
+        self.T,self.plan = T,plan
+        self.seen,self.pixels = defaultdict(set),{} # by what was seen: its kinds; and pixels that bring the other kind
+        self.first,self.asked,self.n_images = None,set(),0
+
+    def _note(self, what, kind, pixels):
+        self.seen[what].add(kind)
+        self.pixels.setdefault(what, pixels)
 
     def note(self, case, trial):
-        if self.case is None: self.case,self.sides = case,trial.sides
+        self.first = self.first or case
         for name,(f,ns) in trial.sides.items():
-            for axis,n in enumerate(ns): self.seen[name,axis].add((n-1)%f==0)
+            for axis,n in enumerate(ns):
+                behind = (n-1)%f # positions behind the last native one
+                self._note((name,axis,'end'), behind==0, self.T*(f-behind if behind else 1))
+        self._note_native_sides(case)
 
-    def _pixels(self, name, axis):
-        "How many pixels more the first image needs on `axis` for the kind of edge that `name` was not seen with"
-        f,ns = self.sides[name]
-        behind = (ns[axis]-1)%f # positions behind the last native one
-        return self.T*(f-behind if behind else 1)
+    def _note_native_sides(self, case):
+        "Of layers with a stride: is the side of the map that they read a multiple of it?"
+        strides = case.natives.strides
+        for name in self.plan:
+            s,calls = strides.own.get(name,1),case.natives.record.get(name)
+            noted = calls[0].reads[0] if s>1 and calls and calls[0] and calls[0].reads else None
+            if noted is None or not is_map(noted.grid): continue
+            for axis,i in enumerate(noted.grid.dims):
+                self._note((name,axis,'side'), noted.value.shape[i]%s==0, noted.grid.stride)
 
-    def more_sides(self, phased):
-        "Sides of an image that shows a kind of edge which the modules in `phased`, or the last one, were not seen with"
-        names = [n for n in self.sides if n in phased] + [*self.sides][-1:]
-        lacking = [o for o,kinds in self.seen.items() if o[0] in names and len(kinds)<2 and o not in self.asked]
-        if not lacking: return None
-        self.asked.update(lacking) # once: a pool that drops what is left over has maps of one kind alone
-        more = {}
-        for n,axis in lacking: more.setdefault(axis, self._pixels(n,axis))
-        return [side+more.get(axis,0) for axis,side in enumerate(self.case.natives.sides)]
+# %% ../nbs/04_output_stride.ipynb #edg04b
+@patch
+def more_sides(self:_Edges):
+    "Sides of an image that shows what was not seen yet, or `None`"
+    lacking = [o for o,kinds in self.seen.items() if len(kinds)<2 and o not in self.asked]
+    if not lacking or self.n_images==_most_more_images: return None
+    self.n_images += 1
+    more = {}
+    for what in lacking: more.setdefault(what[1], self.pixels[what])
+    # once: a pool that drops what is left over has maps of one kind alone
+    self.asked.update(o for o in lacking if self.pixels[o]==more[o[1]])
+    return [side+more.get(axis,0) for axis,side in enumerate(self.first.natives.sides)]
 
 # %% ../nbs/04_output_stride.ipynb #unt04
 def _is_known_to_look_only(hook): return getattr(hook,'func',hook).__module__.startswith('timm.')
@@ -321,9 +341,10 @@ def _find_by_any_fill(net, plan, find, may_have_nan):
 
 def try_out(net, strides, T, x=None):
     "Trade strides of `net`, and run by phases what has to; returns what was `Found`"
-    modes = [(strides,()), *filter(None,[_follow_in_training(net, strides, T, x)])]
-    plan = {k:v for s,_ in reversed(modes) for k,v in make_plan(s,T).items()}
-    all_natives = [_natives_of_first(net, s, T, x, training) for s,training in modes]
+    all_natives,plan = [_natives_of_first(net, strides, T, x)],make_plan(strides, T)
+    if in_training := _follow_in_training(net, strides, x, all_natives[0][0].xs):
+        all_natives.append(_natives_of_first(net, in_training[0], T, x, in_training[1]))
+        plan = {**make_plan(in_training[0],T), **plan}
     def find(fills): return _find_phased(net, T, plan, [c for o in all_natives for c in _cases(o,fills)])
     foreign = {k:v for natives in all_natives for o in natives for k,v in o.foreign.items()}
     found = _find_by_any_fill(net, plan, find, not foreign)
