@@ -36,7 +36,7 @@ def test_both_maps_are_exact(arch):
 
 def test_the_body_keeps_the_names_of_deeplabv3():
     "So weights go from one to the other"
-    for arch in (small, 'test_resnet', torchvision.models.mobilenet_v3_small):
+    for arch in (small, 'test_resnet'):
         plus,plain = [create_deeplab_model(arch, 5, pretrained=False, rates=(1,), skip=o)[0] for o in (4,None)]
         assert [*plus.state_dict()]==[*plain.state_dict()]
         plus.load_state_dict(plain.state_dict())
@@ -60,11 +60,10 @@ def test_values_stay_at_their_pixels(data):
 def test_every_level_is_exact(skip):
     "Also where the output stride gets smaller than the level's"
     m = alive(create_deeplab_model(small, 4, pretrained=False, output_stride=16, rates=(1,), skip=skip)).double()
-    for T in (8,2):
-        errors = grid_error(m, T, levels=True)
-        assert {2,4,8,16,32}<=errors.keys() and max(errors.values())<1e-9
-        set_output_stride(m, T)
-        with torch.no_grad(): assert m(torch.randn(1,3,65,98).double()).shape==(1,4,65,98)
+    errors = grid_error(m, 2, levels=True)
+    assert {2,4,8,16,32}<=errors.keys() and max(errors.values())<1e-9
+    set_output_stride(m, 2)
+    with torch.no_grad(): assert m(torch.randn(1,3,65,98).double()).shape==(1,4,65,98)
 
 refused = [(dict(skip=5),r'one of \[2, 4, 8\] at output_stride=16, not 5'), (dict(skip=16),r'one of \[2, 4, 8\]'),
     (dict(skip='4'),r'one of \[2, 4, 8\]'), (dict(skip=4,output_stride=4),r'one of \[2\]'),

@@ -275,8 +275,8 @@ def test_layers_that_do_not_pad_keep_together(T):
         with torch.no_grad(): want,y = native(x),m(x)[...,::8//T,::8//T]
         close(y[...,:want.shape[2],:want.shape[3]], want, 1e-12)
 
-fused = [('mobileone_s0',8)]
-fused += [pytest.param(*o,marks=pytest.mark.slow) for o in (('repvgg_a0',8),('repvit_m0_9',8),('fastvit_t8',32))]
+fused = [('mobileone_s0',8),('repvgg_a0',8),('repvit_m0_9',8),('fastvit_t8',32)]
+@pytest.mark.slow
 @pytest.mark.parametrize('name,late_stride', fused)
 def test_fuse_first(name, late_stride):
     "Branches fused before the stride is set stay exact; fused afterwards, a conv may be made with its native stride"

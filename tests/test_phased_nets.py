@@ -221,7 +221,8 @@ def test_a_net_is_exported_for_one_size(name):
     m,x = phased(name),images(2,3,61,83)
     close(answer(torch.export.export(m,(x,)).module(), x), answer(m,x), 1e-4)
 
-@tiny_then_all
+@pytest.mark.slow
+@pytest.mark.parametrize('name', makers)
 def test_onnx_is_right_for_other_batches_and_sides(name, tmp_path):
     "Run by onnxruntime, against torch"
     m,program = exported(name)

@@ -14,7 +14,7 @@ def build(f, name, T):
     "The network `name` at output stride `T`, by theirs or ours"
     XResNet.__init__,xresnet._xresnet = f
     torch.manual_seed(0)
-    return getattr(xresnet,name)(output_stride=T, widen=1. if 'next' in name else .25).eval()
+    return getattr(xresnet,name)(output_stride=T, widen=.5 if 'next18' in name or 'next34' in name else .25).eval()
 
 def difference(name, T):
     "Of the outputs, as a part of the largest"
