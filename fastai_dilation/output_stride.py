@@ -291,8 +291,8 @@ class _Edges:
             s,calls = strides.own.get(name,1),case.natives.record.get(name)
             noted = calls[0].reads[0] if s>1 and calls and calls[0] and calls[0].reads else None
             if noted is None or not is_map(noted.grid): continue
-            for axis,i in enumerate(noted.grid.dims):
-                self._note((name,axis,'side'), noted.value.shape[i]%s==0, noted.grid.stride)
+            sides = [noted.value.shape[i] for i in noted.grid.dims]
+            for axis,n in enumerate(sides): self._note((name,axis,'side'), n%s==0, noted.grid.stride)
 
 # %% ../nbs/04_output_stride.ipynb #edg04b
 @patch
