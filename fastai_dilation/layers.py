@@ -32,8 +32,7 @@ _max_pools = nn.MaxPool1d,nn.MaxPool2d,nn.MaxPool3d
 
 def as_tuple(o, n=1):
     "Setting `o` of a layer, with a value for each of `n` axes"
-    o = tuple(o) if isinstance(o,(tuple,list)) else (o,)
-    return o*n if len(o)==1 else o
+    return tuple(o) if isinstance(o,(tuple,list)) else (o,)*n
 
 def _why_not(pool):
     "Why `DilatedPool` cannot keep the settings of `pool`, or `None` if it can"
@@ -131,8 +130,10 @@ def _times(d, setting): return setting if isinstance(setting,str) else tuple(d*o
 # %% ../nbs/00_layers.ipynb #83593ae8
 def conv_setting(conv, name):
     "The setting `name` of `conv` with a value for each axis: some networks set a number or a list by hand"
-    o = getattr(conv, name)
-    return o if isinstance(o,str) else as_tuple(o, len(conv.kernel_size))
+    o,n_axes = getattr(conv, name),len(conv.kernel_size)
+    if isinstance(o,str): return o
+    o = as_tuple(o, n_axes)
+    return o*n_axes if len(o)==1 else o
 
 class ConvKind(Kind):
     "Convs that pad with zeros, and that read more than one position or skip some"

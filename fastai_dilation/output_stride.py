@@ -313,7 +313,7 @@ def _is_known_to_look_only(hook): return getattr(hook,'func',hook).__module__.st
 def _hooks_in_words(net, strides, T, phased):
     "Sentences on the hooks that see a finer map, or phases"
     words = []
-    for name in _hooked(net):
+    for name in [o for o in _hooked(net) if o in strides.calls]:
         m = net.get_submodule(name)
         hooks = [*m._forward_hooks.values(), *m._forward_pre_hooks.values()]
         is_finer = max([0,*strides.reads(name),*strides.makes(name)])>T

@@ -403,7 +403,8 @@ def _is_large_enough(strides, side):
 def _on_meta(net, sample, times, training):
     "Strides by two images without values, with sides of a multiple of `times`; the smaller they are, the better"
     own = {own_stride(m) for m in net.modules()}
-    for bits in (9,12):
+    has_powers_of_2_alone = all(s&(s-1)==0 for s in own)
+    for bits in (9,12) if has_powers_of_2_alone else (12,):
         side = times*side_for(own, bits)
         try: res = _from_two_images(net, sample, side, True, training)
         except Exception as e:

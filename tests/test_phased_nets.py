@@ -10,7 +10,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from fastai.layers import SEModule
 from fastai.vision.models import xresnet
 from fastai_dilation.all import CannotDilate, get_output_stride, grid_error, output_strides, set_output_stride
-from fastai_dilation.phases import Phased, WithRuns
+from fastai_dilation.phases import Phased, WithRuns, is_sequential
 from util import alive, close, program_file, slow_if
 
 class Residual(nn.Module):
@@ -65,10 +65,10 @@ def test_some_nets_of_this_file_have_joined_runs(name):
     "Else it would not test these"
     assert any(isinstance(o,WithRuns) for o in phased(name).modules())
 
-@pytest.mark.parametrize('name', ['tiny','convnext'])
-def test_some_nets_of_this_file_have_a_sequential_that_runs_by_phases(name):
-    "Else it would not test these"
-    assert any(isinstance(o,Phased) and isinstance(o,nn.Sequential) for o in phased(name).modules())
+@all_nets
+def test_no_sequential_runs_by_phases_as_a_whole(name):
+    "Its modules do: anybody may call them one by one"
+    assert not any(isinstance(o,Phased) and is_sequential(o) for o in phased(name).modules())
 
 @pytest.mark.parametrize('name', small)
 @pytest.mark.parametrize('sides', [(64,96),(65,97),(49,63)], ids=str)
