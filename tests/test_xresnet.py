@@ -147,7 +147,7 @@ def test_names_of_all_constructors(name, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', names)
-def test_weights_at_every_stride(name):
+def test_weights_are_the_same_at_any_stride(name):
     "Same parameters, names and random numbers at any output stride; strict loads both ways"
     f = partial(narrow, name)
     torch.manual_seed(0)
