@@ -112,7 +112,7 @@ def enlarge(net, phased, plan, strides):
 def outermost_only(phased): return {n:p for n,p in phased.items() if not is_inside(parent(n), phased)}
 
 # %% ../nbs/04_output_stride.ipynb #9562098a
-_reach = 40             # positions of the finer map that the long images show: dilations up to 36 fit in
+_reach = 20             # positions of the finer map that the long images show: a dilation of 18 finds one
 _most_positions = 5_000 # of a finer map, if its network has a native stride above 64, and an image many pixels
 _most_pixels = 2**18    # of such an image
 
@@ -263,7 +263,7 @@ def _one_more_case(net, sides, like):
         return None
 
 # %% ../nbs/04_output_stride.ipynb #edg04
-_most_more_images = 4
+_most_more_images = 2
 
 class _Edges:
     "Which kinds of far edge the maps of a changed network were seen with"
