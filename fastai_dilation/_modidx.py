@@ -187,7 +187,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'fastai_dilation/layers.py'),
                                         'fastai_dilation.layers.SpacedKind.stride': ( 'layers.html#spacedkind.stride',
                                                                                       'fastai_dilation/layers.py'),
-                                        'fastai_dilation.layers._Absent': ('layers.html#_absent', 'fastai_dilation/layers.py'),
                                         'fastai_dilation.layers._changed_by_hand': ( 'layers.html#_changed_by_hand',
                                                                                      'fastai_dilation/layers.py'),
                                         'fastai_dilation.layers._from_pickle': ('layers.html#_from_pickle', 'fastai_dilation/layers.py'),

@@ -179,7 +179,7 @@ def own_stride(m):
     return max([o for o in as_tuple(getattr(m,'stride',1)) if isinstance(o,int)], default=1)
 
 # %% ../nbs/00_layers.ipynb #430afb48
-class _Absent: "In an undo log: the module itself had no such attribute, or what it was given cannot be compared"
+_absent = ... # in an undo log: there was no such attribute, or it cannot be compared; one object, also after a reload
 
 # one setting in the undo log of a module
 Changed = namedtuple('Changed', [
@@ -189,14 +189,14 @@ Changed = namedtuple('Changed', [
 
 def _own(m, name):
     "What `m` itself has as `name`"
-    return type(m) if name=='__class__' else vars(m).get(name, _Absent)
+    return type(m) if name=='__class__' else vars(m).get(name, _absent)
 
 def change(m, **settings):
     "Give `m` new `settings`; `restore` gives it back those that it has now"
     undo = vars(m).setdefault('_undo', {})
     for k,v in settings.items():
         native = undo[k].native if k in undo else _own(m, k)
-        undo[k] = Changed(native, _Absent if k=='__class__' else v) # a class made here has no name to be pickled by
+        undo[k] = Changed(native, _absent if k=='__class__' else v) # a class made here has no name to be pickled by
         setattr(m, k, v)
 
 # %% ../nbs/00_layers.ipynb #res00
@@ -210,10 +210,10 @@ def restore(m, name=''):
     "Give `m`, called `name`, the settings that it had before `change`"
     undo = _undo_log(m)
     for k,o in undo.items(): # all are looked at before anything is put back
-        if o.given is not _Absent and getattr(m,k)!=o.given: raise _changed_by_hand(name, k, o.given, getattr(m,k))
+        if o.given is not _absent and getattr(m,k)!=o.given: raise _changed_by_hand(name, k, o.given, getattr(m,k))
     for k,o in undo.items():
         native = _native_class(m, o.native) if k=='__class__' else o.native
-        if native is _Absent: delattr(m, k)
+        if native is _absent: delattr(m, k)
         else: setattr(m, k, native)
     for k in _undo_names: vars(m).pop(k, None)
 
@@ -226,12 +226,12 @@ def is_changed(m):
 
 def _from_pickle(native, given):
     "An entry of the log of 0.0.2 or 0.0.3"
-    return Changed(*[_Absent if o is None else o for o in (native,given)])
+    return Changed(*[_absent if o is None else o for o in (native,given)])
 
 def _undo_log(m):
     "What `change` did to `m`, by name of the setting"
     of_002 = {k:_from_pickle(o,None) for k,o in vars(m).get('_native',{}).items()}
-    return of_002 | {k:o if isinstance(o,Changed) else _from_pickle(*o) for k,o in vars(m).get('_undo',{}).items()}
+    return of_002 | {k:o if hasattr(o,'given') else _from_pickle(*o) for k,o in vars(m).get('_undo',{}).items()}
 
 # %% ../nbs/00_layers.ipynb #byh00
 def _changed_by_hand(name, k, given, now):

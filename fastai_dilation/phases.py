@@ -145,7 +145,7 @@ class Phased(InPlace):
     "A module that runs on each phase of a map, with its native settings"
     def forward(self, *args, **kwargs):
         # somebody (checkpointing, say) may have kept this method, and calls it on a module that was restored since
-        if not isinstance(self, Phased): return type(self).forward(self, *args, **kwargs)
+        if '_by_phases' not in vars(self): return type(self).forward(self, *args, **kwargs)
         p = self._by_phases
         x = _map_to_split((args,kwargs), p)
         args,kwargs = _split_all((args,kwargs), x, p)
