@@ -114,7 +114,7 @@ def outermost_only(phased): return {n:p for n,p in phased.items() if not is_insi
 # %% ../nbs/04_output_stride.ipynb #9562098a
 _reach = 20             # positions of the finer map that the long images show: a dilation of 18 finds one
 _most_positions = 5_000 # of a finer map, if its network has a native stride above 64, and an image many pixels
-_most_pixels = 2**18    # of such an image
+_most_pixels = 2**17    # of such an image
 
 def _sides(first, others, ndim): return first,*[others]*(ndim-1)
 

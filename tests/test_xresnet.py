@@ -162,11 +162,11 @@ def test_weights_are_the_same_at_any_stride(name):
 
 def test_forum_table():
     "Strides and dilations of each conv, as in the table of the forum"
-    m = xresnet.xresnet18(output_stride=4)
+    m = xresnet.xresnet18(output_stride=4, widen=.25)
     table = [[[(c[0].stride[0],c[0].dilation[0]) for c in b.convpath] for b in m[i]] for i in range(4,8)]
     assert table==[[[(1,d),(1,e)],[(1,e),(1,e)]] for d,e in [(1,1),(1,2),(2,4),(4,8)]]
     assert [m[0][0].stride,m[3].stride]==[(2,2),2] and not isinstance(m[3],DilatedPool)
-    deeper = xresnet.xresnet34_deeper(output_stride=8)
+    deeper = xresnet.xresnet34_deeper(output_stride=8, widen=.25)
     assert [deeper[i][-1].convpath[-1][0].dilation[0] for i in range(4,12)]==[1,1,2,4,8,16,32,64]
 
 nets = dict(densenet=small_densenet)
