@@ -215,7 +215,7 @@ def _follow_in_training(net, strides, x, xs):
     return (follow(net, x, asking),asking) if calls_more else None
 
 # %% ../nbs/04_output_stride.ipynb #fnd04
-_most_trials = 60 # each finds more, or is one of the last few in which nothing is found; 240 networks needed up to 14
+_most_trials = 60 # each finds more, or is one of the last few in which nothing is found
 
 Found = namedtuple('Found', [
     'phased', # `Phases` by name of a module that runs by phases

@@ -295,7 +295,7 @@ class _Row:
     def is_container(self, ys): return self.is_row and self.n_blocks>0 and len(ys)==1 and ys[0] is self.last
 
 # %% ../nbs/01_strides.ipynb #bnd01
-_most_values,_most_ops = 2**24,20_000 # of the networks in `docs/networks.md` none makes 2**20 values, or calls 10,000 functions
+_most_values,_most_ops = 2**24,20_000 # 128 MB in double precision; a network calls hundreds of operations, a loop over positions millions
 
 class _Bounded(TorchDispatchMode):
     "Stops a run on the meta device that computes much all the same"
