@@ -28,7 +28,6 @@ from functools import partial
 import numpy as np, torch
 from fastcore.basics import patch
 from torch import nn,Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves,tree_map
@@ -53,9 +52,11 @@ class Snapshot:
     def __init__(self, net):
         self.states = [(m, type(m), dict(vars(m))) for m in net.modules()]
         containers = [v for *_,state in self.states for v in state.values() if isinstance(v,(dict,list,set))]
-        self.contents = [(v, _items(v)) for v in containers]
+        self.contents = [(v, _items(v)) for v in containers if v]
+        self.empty = [v for v in containers if not v] # most are
 
     def put_back(self):
+        for v in self.empty: v.clear()
         for v,content in self.contents:
             v.clear()
             v.extend(content) if isinstance(v,list) else v.update(content)
@@ -94,8 +95,10 @@ def device_of(net): return next((t.device for t in (*net.parameters(),*net.buffe
 def _unchanged_random(device):
     "Draw the same numbers each time, and leave no trace of it"
     states = random.getstate(),np.random.get_state()
-    with torch.random.fork_rng([device] if device.type=='cuda' else []):
-        torch.manual_seed(0)
+    on_gpu = device.type=='cuda'
+    with torch.random.fork_rng([device] if on_gpu else []):
+        torch.default_generator.manual_seed(0) # `torch.manual_seed` formats a stack for GPUs that were not started yet
+        if on_gpu: torch.cuda.default_generators[device.index or 0].manual_seed(0)
         try: yield
         finally:
             random.setstate(states[0])
@@ -132,7 +135,7 @@ def watched(net, watch, meta=False, training=()):
                 state['training'] = name in training
                 state.pop('_compiled_call_impl', None) # `m.compile()` would call the compiled forward
                 for k,v in [*state.items()]:
-                    if k.endswith('_hooks') and isinstance(v,dict): state[k] = _without_hooks(v)
+                    if k.endswith('_hooks') and isinstance(v,dict) and v: state[k] = _without_hooks(v)
                 _replace_tensors(m, stand_in)
                 state['forward'] = partial(watch, name, m.forward)
             yield
@@ -295,6 +298,8 @@ class _Row:
     def is_container(self, ys): return self.is_row and self.n_blocks>0 and len(ys)==1 and ys[0] is self.last
 
 # %% ../nbs/01_strides.ipynb #bnd01
+_norms = {getattr(torch.ops.aten,f'native_{o}_norm').default for o in ('batch','layer','group')}
+_acts = {getattr(torch.ops.aten,o).default for o in ('relu','silu','gelu','sigmoid','hardswish','hardsigmoid')}
 _most_values,_most_ops = 2**24,20_000 # 128 MB in double precision; a network calls hundreds of operations, a loop over positions millions
 
 class _Bounded(TorchDispatchMode):
@@ -304,7 +309,10 @@ class _Bounded(TorchDispatchMode):
         self.n_values = self.n_ops = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        y = func(*args, **(kwargs or {}))
+        # most of the time would go into these, and they change no size
+        if func in _norms: y = (torch.empty_like(args[0]),)*3
+        elif func in _acts: y = torch.empty_like(args[0])
+        else: y = func(*args, **(kwargs or {}))
         self.n_ops += 1
         if isinstance(y,Tensor) and y.device.type!='meta': self.n_values += y.numel()
         if self.n_values>_most_values or self.n_ops>_most_ops: raise ValueError('too much is computed on a large image')
@@ -317,9 +325,7 @@ def shapes_of(net, xs, meta, training=()):
         xs = tensors((args,kwargs))
         reads = [tuple(t.shape) for t in xs]
         rows.append(_Row(xs))
-        # on the meta device half of the time would go into batch norms, and they change no size
-        is_norm = meta and getattr(forward,'__func__',None) is _BatchNorm.forward
-        y = args[0] if is_norm else forward(*args, **kwargs)
+        y = forward(*args, **kwargs)
         ys = tensors(y)
         calls[name].append(Call(reads, [tuple(t.shape) for t in ys]))
         if not rows.pop().is_container(ys): rowless.add(name)

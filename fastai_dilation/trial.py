@@ -48,8 +48,8 @@ def has_native_size(t, native, grid, T):
 def _alike(a, b):
     "Are `a` and `b` equal, but for what the arithmetic gives? A NaN is like nothing"
     if a.shape!=b.shape or a.dtype!=b.dtype: return False
-    if not b.is_floating_point(): return a.equal(b)
-    if not b.numel(): return True
+    if a.equal(b): return True # mostly, and it takes less time
+    if not b.is_floating_point(): return False
     return bool((a-b).abs().max() <= tolerances.get(b.dtype,1e-3)*b.abs().max() + torch.finfo(b.dtype).tiny)
 
 # %% ../nbs/03_trial.ipynb #75cf9351
@@ -95,6 +95,15 @@ class _ForeignOps(TorchDispatchMode):
         if func.namespace not in _own_ops: self.found.setdefault(self.stack[-1], str(func.name()))
         return func(*args, **(kwargs or {}))
 
+class _PerTensor:
+    "One thing for each tensor as it is now: an operation in place makes it another"
+    def __init__(self): self.known = {}
+    def get(self, t): return None if t.is_inference() else self.known.get((id(t),t._version), (t,None))[1]
+
+    def put(self, t, what):
+        if not t.is_inference(): self.known[id(t),t._version] = t,what # with `t`, so that no other tensor gets its id
+        return what
+
 class Natives:
     "What a native network reads and makes of `xs`: the record, by name of a module, of each call; and foreign operations"
     def __init__(self, net, strides, xs,
@@ -102,7 +111,11 @@ class Natives:
     ):
         self.strides,self.xs,self.training = strides,xs,training
         self.record,ops = defaultdict(list),_ForeignOps()
-        def clones(o): return [t.clone() for t in tensors(o)]
+        cloned = _PerTensor()
+        def clone(t):
+            known = cloned.get(t)
+            return cloned.put(t, t.clone()) if known is None else known
+        def clones(o): return [clone(t) for t in tensors(o)]
         def note(name, forward, *args, **kwargs):
             reads,i = clones((args,kwargs)),len(self.record[name])
             self.record[name].append(None) # its place: a module may call itself
@@ -126,7 +139,8 @@ class Natives:
     def n_positions(self):
         "The fewest positions on an axis of a map of the coarsest stride"
         noted = [o for calls in self.record.values() for c in calls if c for o in (*c.reads,*c.makes)]
-        coarsest = [o for o in noted if is_map(o.grid) and o.grid.stride==self.strides.output]
+        S = self.strides.output
+        coarsest = [o for o in noted if is_map(o.grid) and o.grid.stride==S]
         return min([o.value.shape[i] for o in coarsest for i in o.grid.dims], default=0)
 
 # %% ../nbs/03_trial.ipynb #67735996
@@ -144,7 +158,7 @@ class _Judge:
     def _is_right(self, t, noted):
         # a list of tokens has its native values between NaN; between numbers nobody could tell them
         is_hidden = noted.grid is not None and not is_map(noted.grid) and math.isfinite(self.fill)
-        return is_hidden or is_right(t, noted.value, noted.grid, self.T)
+        return is_hidden or self.right.get(t) is noted.value or is_right(t, noted.value, noted.grid, self.T)
 
     def _fits(self, t, noted): return is_map(noted.grid) and has_native_size(t, noted.value, noted.grid, self.T)
     def _all_right(self, ts, noted): return len(ts)==len(noted) and all(map(self._is_right, ts, noted))
@@ -174,7 +188,10 @@ class _Judge:
         if len(ts)!=len(noted) or not are_in_sight(o): return o
         def fix(t, noted):
             if not t.is_floating_point() or not self._fits(t, noted): return t
-            return put_right(t, noted.value, noted.grid, self.T, self.fill)
+            if self.right.get(t) is noted.value: return t
+            if not t.equal(noted.value): t = put_right(t, noted.value, noted.grid, self.T, self.fill)
+            self.right.put(t, noted.value)
+            return t
         return _with_tensors(o, map(fix,ts,noted))
 
 # %% ../nbs/03_trial.ipynb #73c61d16
@@ -224,6 +241,7 @@ class Trial(_Mender):
         self.mended,self.lost = {},{}
         self.misfit = None # the first module that was given a map of another size
         self.sides = {}    # by name of a module, of the finer map that it makes
+        self.right = _PerTensor() # by a tensor that was put right: its native value
         self.n_calls,self.stack,self.n_closed = defaultdict(int),[_Frame(None)],0
 
     def run(self):

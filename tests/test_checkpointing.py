@@ -11,7 +11,7 @@ from fastai_dilation.evaluate import peak_memory
 from util import alive, small
 
 default_device(False)
-nets = dict(xresnet18=lambda: small(output_stride=8, n_out=4),
+nets = dict(xresnet18=lambda: xresnet.xresnet18(output_stride=8, n_out=4, widen=.25),
     xse_resnet18=lambda: xresnet.xse_resnet18(output_stride=8, n_out=4, widen=.25),          # blocks by phases, in runs
     efficientnet=lambda: set_output_stride(timm.create_model('test_efficientnet', num_classes=4, drop_rate=.3), 8),
     convnext=lambda: set_output_stride(timm.create_model('test_convnext', num_classes=4, drop_path_rate=.3), 8), # drops blocks at random

@@ -28,7 +28,7 @@ def test_networks_of_timm_are_exact(name):
 quiet = dict(small=small, small50=small50, xresnet18_deep=partial(xresnet.xresnet18_deep,widen=.25))
 quiet |= dict(resnet18=tvm.resnet18, mobilenet_v2=partial(tvm.mobilenet_v2,width_mult=.25), densenet=small_densenet)
 quiet |= {o.__name__:o for o in (xresnet.xresnext18,tvm.resnet50,tvm.vgg11_bn,tvm.densenet121,tvm.convnext_tiny)}
-@pytest.mark.parametrize('name', slow_if(quiet,'xresnext18','resnet50','vgg11_bn','densenet121','convnext_tiny'))
+@pytest.mark.parametrize('name', slow_if(quiet,'xresnet18_deep','resnet18','mobilenet_v2','xresnext18','resnet50','vgg11_bn','densenet121','convnext_tiny'))
 def test_quiet(name):
     "Nets that are exact warn of nothing, with their heads, at any stride"
     m = quiet[name]()
@@ -179,7 +179,7 @@ def test_grid_error_leaves_the_net():
     assert grid_error(randomize(deepcopy(m)).double(), 8)<1e-9 and grid_error(m, 32)==0
     assert same(m, ts) and [o.training for o in m.modules()]==modes and get_output_stride(m)==16
 
-@pytest.mark.parametrize('sz', [(16,16),(30,31),(33,20)], ids=str)
+@pytest.mark.parametrize('sz', [(16,16),pytest.param((30,31),marks=pytest.mark.slow),(33,20)], ids=str)
 def test_grid_error_small(sz):
     "On an image of which the native map has one position, with and without a head"
     m = randomize(small())

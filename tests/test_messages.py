@@ -19,7 +19,7 @@ def path(tmp_path_factory): return make_files(tmp_path_factory.mktemp('data'))
 # the network, the stride that it is asked for, and words in the order in which they are read
 refused = dict(
     vit = (lambda: timm.create_model('vit_tiny_patch16_224'), 8, 'VisionTransformer.*but on 224x224.*Take.*a convnet'),
-    vit_all_sizes = (lambda: timm.create_model('vit_tiny_patch16_224',dynamic_img_size=True), 8, 'list of tokens.*no stride to trade'),
+    vit_all_sizes = (lambda: timm.create_model('vit_tiny_patch16_224',dynamic_img_size=True,depth=1), 8, 'list of tokens.*no stride to trade'),
     swin = (lambda: timm.create_model('swin_tiny_patch4_window7_224'), 8, 'SwinTransformer.*but on 224x224.*`strict_img_size=False`'),
     hrnet = (lambda: timm.create_model('hrnet_w18_small'), 16, r'^(?!.*(224|anew)).*it makes maps larger.*\(HRNet\) has that one to take'),
     pyramid = (lambda: detection.backbone_utils.resnet_fpn_backbone(backbone_name='resnet18',weights=None), 16, '^Cannot dilate `fpn`: it makes maps larger.*Change `body`, in front of it, and before training'),
@@ -29,7 +29,7 @@ refused = dict(
     torchvision_fcn = (lambda: segmentation.fcn_resnet50(weights=None,weights_backbone=None), 16, 'FCN can be one of.*built at 8.*without'),
     unet = (lambda: create_unet_model(small,2,(64,64),pretrained=False), 8, 'decoder of a U-Net.*Build the net anew with output_stride=8'))
 
-@pytest.mark.parametrize('name', slow_if(refused, 'all_sizes', 'detector', 'swin', 'torchvision_fcn'))
+@pytest.mark.parametrize('name', slow_if(refused, 'pyramid', 'detector', 'swin', 'torchvision_fcn'))
 def test_a_refusal_says_who_and_why_and_then_what_to_do(name):
     "The model is as it was: its modules, their classes and settings, and its weights"
     make,T,words = refused[name]
@@ -88,7 +88,7 @@ def test_a_learner_is_as_good_as_its_model(path):
     with pytest.raises(CannotDilate, match='can be one of'): set_output_stride(learn, 12)
     assert learn.output_stride==8 and state(learn.model)==before and same(learn.model, ts)
 
-@pytest.mark.parametrize('skip', [None,4])
+@pytest.mark.parametrize('skip', [None,pytest.param(4,marks=pytest.mark.slow)])
 def test_our_own_deeplab_learner_warns_of_nothing(path, skip):
     "At another stride it is exact, as its page says"
     learn = deeplab_learner(seg_dls(path), small, pretrained=False, rates=(1,), skip=skip)

@@ -24,7 +24,7 @@ def of_timm(name):
     native = alive(timm.create_model(name))
     return [off(timm.create_model(name,output_stride=8), native, x) for x in xs],[grid_error(native,8,x) for x in xs]
 
-@pytest.mark.parametrize('name', ['resnet18',slow('resnet34')])
+@pytest.mark.parametrize('name', [slow('resnet18'),slow('resnet34')])
 def test_plain_resnet(name):
     "Exact here and in timm"
     theirs,ours = of_timm(name)
@@ -55,9 +55,10 @@ def test_peers_stop_at_8():
     "timm and torchvision stop at 8; a basic block of torchvision's cannot be dilated"
     for T in (4,2,1):
         with pytest.raises(AssertionError): timm.create_model('resnet18', output_stride=T)
-    set_output_stride(torchvision.models.resnet18(), 1)
+    set_output_stride(timm.create_model('test_resnet'), 1)
     with pytest.raises(NotImplementedError): torchvision.models.resnet18(replace_stride_with_dilation=[False,True,True])
 
+@pytest.mark.slow
 def test_by_name():
     "fastai hands `output_stride` on to timm, and some networks do not take it"
     with pytest.raises(TypeError): timm.create_model('densenet121', output_stride=8)

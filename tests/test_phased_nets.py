@@ -47,9 +47,11 @@ makers = {**small,**real}
 all_nets = pytest.mark.parametrize('name', slow_if(makers, 'blur', 'mnasnet', 'convnext'))
 tiny_then_all = pytest.mark.parametrize('name', slow_if(makers, 'padded', 'odd', *real))
 
+@cache
+def made(name): return set_output_stride(alive(makers[name]()), strides.get(name,8))
 def phased(name):
     "The net by its name, at an output stride where modules run by phases"
-    return set_output_stride(alive(makers[name]()), strides.get(name,8))
+    return copy.deepcopy(made(name))
 
 def images(*shape): return torch.randn(*(shape or (2,3,64,96)))
 def answer(m, x):
@@ -92,7 +94,7 @@ def test_the_same_modules_run_by_phases_in_half_precision(name):
 @all_nets
 def test_the_same_modules_run_by_phases_in_autocast(name):
     "It makes no difference that the stride is set inside of an autocast block"
-    with torch.backends.mkldnn.flags(enabled=False), torch.autocast('cpu', torch.bfloat16): m = phased(name)
+    with torch.backends.mkldnn.flags(enabled=False), torch.autocast('cpu', torch.bfloat16): m = made.__wrapped__(name)
     assert names_of_phased(m)==names_of_phased(phased(name))
 
 @all_nets
@@ -131,7 +133,7 @@ def test_a_copy_goes_back_to_its_native_stride(name, how, tmp_path):
 @all_nets
 def test_safetensors_say_the_same(name, tmp_path):
     "Weights alone, loaded into a net that was made anew"
-    m,fresh,x = phased(name),phased(name),images()
+    m,fresh,x = phased(name),made.__wrapped__(name),images()
     save_model(m, tmp_path/'m.safetensors')
     load_model(fresh, tmp_path/'m.safetensors')
     assert answer(fresh,x).equal(answer(m,x))
@@ -202,7 +204,8 @@ def exported(name):
 
 shapes = [(2,3,64,96),(2,3,96,64),(1,3,160,64),(3,3,128,128)]
 
-@tiny_then_all
+@pytest.mark.slow
+@pytest.mark.parametrize('name', makers)
 def test_an_exported_net_is_right_for_other_batches_and_sides(name):
     "`torch.export`: it is not bound to the image that it was exported with"
     m,program = exported(name)

@@ -34,12 +34,12 @@ def asked(net, output_stride, *args, **kwargs):
 def test_wrong_taps_show(monkeypatch):
     "Twelve convs with wrong taps: behind a layer scale of 1e-6 the number is small, and says that it sees nothing; with weights it is large"
     monkeypatch.setattr(evaluate, 'set_output_stride', wrong_taps)
-    net = convnext().double()
-    off,words = asked(net, 4)
+    net,x = convnext().double(),torch.randn(1,3,65,97).double()
+    off,words = asked(net, 4, x)
     assert off<1e-4 and len(words)==1 and words[0].startswith('12 of the 14 layers that change can hardly be seen')
     assert '`15.conv_dw` for one' in words[0] and 'nn.init.uniform_' in words[0]
     _give_weights(net, torch.randn(2,3,96,96).double())
-    off,words = asked(net, 4)
+    off,words = asked(net, 4, x)
     assert off>.01 and words==[]
 
 @pytest.mark.parametrize('set_stride,says', [(set_output_stride,'exact'), (wrong_taps,'not exact')])

@@ -1,5 +1,6 @@
 "What several test files need"
 import torch, warnings
+from functools import partial
 from pathlib import Path
 from torch import nn
 from fastai.vision.models import xresnet
@@ -10,13 +11,12 @@ def program_file(name):
     "File of a program that tests run in a process of its own"
     return Path(__file__).parent/'programs'/f'{name}.py'
 
-def small(pretrained=False, **kwargs):
-    "An xresnet18 of a quarter of the width: what holds for its blocks holds for wider ones"
-    return xresnet.xresnet18(widen=.25, **kwargs)
+def small(pretrained=False, expansion=1, **kwargs):
+    "An XResNet of five blocks, of a quarter of the width: what holds for them holds for more and wider ones"
+    return xresnet.XResNet(xresnet.ResBlock, expansion, [1,1,1,2], **{'widen':.25, **kwargs})
 
-def small50(pretrained=False, **kwargs):
-    "An xresnet50 of a quarter of the width: its blocks have an expansion of 4"
-    return xresnet.xresnet50(widen=.25, **kwargs)
+small50 = partial(small, expansion=4)
+small50.__name__ = 'small50'
 
 def narrow(name, **kwargs):
     "The network `name`, as narrow as its 32 groups can be"
