@@ -344,6 +344,7 @@ def _foreign_in_words(strides, foreign):
     return [f'{f"`{name}`" if name else "its `forward`"} calls {op}, which was not tried: if it is told the stride of a map '
         '(`spatial_scale`), that has to change too' for name,op in foreign.items() if not strides.makes(name)]
 
+# %% ../nbs/04_output_stride.ipynb #hea04
 def _heads_in_words(in_training, T, were_tried):
     "A sentence on what is called in training alone, and reads a finer map, if nothing that it makes was compared"
     s = in_training.strides
@@ -368,6 +369,7 @@ def _find_by_any_fill(net, plan, find, may_have_nan, has_lists):
     apply(restored(net), plan, with_nan.phased)
     return with_nan
 
+# %% ../nbs/04_output_stride.ipynb #try04
 def _natives_in_training(net, in_training, T, x):
     try: return _natives_of_first(net, in_training.strides, T, x, in_training.asking)
     except CannotDilate: return None # it does not run on a small image in training

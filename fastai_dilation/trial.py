@@ -95,6 +95,7 @@ class _ForeignOps(TorchDispatchMode):
         if func.namespace not in _own_ops: self.found.setdefault(self.stack[-1], str(func.name()))
         return func(*args, **(kwargs or {}))
 
+# %% ../nbs/03_trial.ipynb #per03
 class _PerTensor:
     "One thing for each tensor as it is now: an operation in place makes it another"
     def __init__(self): self.known = {}
@@ -104,6 +105,7 @@ class _PerTensor:
         if not t.is_inference(): self.known[id(t),t._version] = t,what # with `t`, so that no other tensor gets its id
         return what
 
+# %% ../nbs/03_trial.ipynb #nat03
 class Natives:
     "What a native network reads and makes of `xs`: the record, by name of a module, of each call; and foreign operations"
     def __init__(self, net, strides, xs,

@@ -27,7 +27,7 @@ def test_both_maps_are_exact(arch):
     with torch.no_grad():
         (high,low),whole = maps(),m(x)
         assert whole.shape==(2,5,65,98)
-        for T in (16,8,4):
+        for T in (16,4):
             assert said(set_output_stride, m, T)==[] and get_output_stride(m)==T
             d,(high_T,low_T) = 32//T,maps()
             close(high_T[...,::d,::d], high, 1e-9), close(low_T, low, 1e-9)
@@ -74,8 +74,7 @@ def test_deeplab_plus_refuses_in_words(kw, words):
     kw = {'arch':small, 'n_out':3, 'pretrained':False, **kw}
     with pytest.raises(ValueError, match=words): create_deeplab_model(**kw)
 
-@pytest.mark.parametrize('separable', [True,False])
-@pytest.mark.parametrize('n_in', [1,4,12])
+@pytest.mark.parametrize('n_in,separable', [(1,True),(4,False),(12,True)])
 def test_bands(n_in, separable):
     "One image of any number of bands, in training too"
     m = create_deeplab_model(small, 3, n_in=n_in, separable=separable, **one_rate).train()
@@ -93,7 +92,7 @@ def dls(tmp_path): return seg_dls(make_files(tmp_path))
 
 @pytest.mark.parametrize('arch', [small, slow('resnet18d')], ids=name_of)
 def test_a_deeplab_plus_learner_trains(dls, arch, tmp_path):
-    "Groups as `vision_learner` has them; fit, a change of stride, fine-tune, save, load"
+    "Groups as `vision_learner` has them; fit, a change of stride, save, load"
     kw = dict(pretrained=False, rates=(1,), skip=4, path=tmp_path)
     learn = deeplab_learner(dls, arch, output_stride=16, metrics=foreground_acc, **kw)
     groups,theirs = [l.splitter(l.model) for l in (learn, vision_learner(dls,arch,pretrained=False,n_out=2))]
@@ -102,7 +101,6 @@ def test_a_deeplab_plus_learner_trains(dls, arch, tmp_path):
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(1, 1e-3)
         learn.set_output_stride(8)
-        learn.fine_tune(1)
         learn.save('x')
         want = learn.get_preds()[0]
         again = deeplab_learner(dls, arch, output_stride=16, **kw).load('x').set_output_stride(8)

@@ -118,8 +118,13 @@ def test_rows_and_figures_of_the_report(path):
     for T in (8,16):
         with learn.no_bar(): want = learn.set_output_stride(T).validate()
         assert np.allclose(df.loc[T,['loss','accuracy']].tolist(), want, rtol=1e-5)
-    df = output_stride_report(learn, (4,), dl=dls.train.new(shuffle=False, drop_last=False), n=2)
-    assert list(df.index)==[4] and df.agreement.between(0,1).all()
+
+def test_the_report_takes_another_dataloader(path):
+    "Of which it reads `n` batches"
+    dls = class_dls(path)
+    learn = vision_learner(dls, small, pretrained=False, metrics=accuracy)
+    df = output_stride_report(learn, (8,), dl=dls.train.new(shuffle=False, drop_last=False), n=2)
+    assert list(df.index)==[8] and df.agreement.between(0,1).all()
 
 class Head(nn.Module):
     def forward(self, x): return x.mean((2,3))

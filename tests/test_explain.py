@@ -15,8 +15,7 @@ def apart(m):
     if isinstance(m, DilatedPool): return m.spacing
     return largest(m.dilation) if isinstance(m,nn.modules.conv._ConvNd) else 1
 
-@pytest.mark.parametrize('T', [16,8])
-@pytest.mark.parametrize('name', nets)
+@pytest.mark.parametrize('name,T', [('small',16), *[(o,8) for o in nets]])
 def test_it_is_what_happens(name, T):
     "Strides, taps and phases in the table are those of the changed network; the table changes nothing"
     net = nets[name]()

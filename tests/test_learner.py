@@ -1,5 +1,6 @@
 "Learners: pretrained weights, save and load, export to another process, refusals"
 import inspect, os, subprocess, sys
+from itertools import product
 import pytest, torch
 from functools import partial
 from torch import nn
@@ -67,8 +68,9 @@ def test_vision_model_options(kw):
     assert m[0](x).shape[-1]==8 and m(x).shape==(2,2)
 
 small_deep = partial(xresnet18_deep, widen=.25)
-unets = [(small,T) for T in (32,16,8,4,2,1)] + [(small_deep,T) for T in (32,8,2)]
-unets += [pytest.param(o,T,marks=pytest.mark.slow) for o in (xresnet18_deep,resnet18) for T in (16,4)]
+unets = [(small,T) for T in (32,16,8,4)] + [(small_deep,T) for T in (32,8)]
+large = [*product((xresnet18_deep,resnet18),(16,4)), (small,2), (small,1), (small_deep,2)]
+unets += [pytest.param(*o,marks=pytest.mark.slow) for o in large]
 @pytest.mark.parametrize('arch,T', unets)
 def test_unet_strides(arch, T):
     "A U-Net at each stride makes masks of the image's size, and trains"

@@ -21,7 +21,7 @@ def prepared(im):
 
 slow = partial(pytest.param, marks=pytest.mark.slow)
 
-@pytest.mark.parametrize('sides,strides', [((129,97),[8]), slow((224,224),(16,8)), slow((225,225),(16,8,4))], ids=str)
+@pytest.mark.parametrize('sides,strides', [((65,97),[16]), slow((224,224),(16,8)), slow((225,225),(16,8,4))], ids=str)
 def test_real_weights_are_exact_on_a_photo(net, sides, strides):
     "In double precision, on a real photo"
     x = F.interpolate(prepared(ims['cat']), sides).double()
@@ -35,7 +35,7 @@ def test_sees_what_it_was_trained_for(net):
     with torch.no_grad(): top = {k:net(prepared(ims[k])).topk(3).indices[0].tolist() for k in ('cup','cat','rocket')}
     assert 967 in top['cup'] and {281,282,285} & {*top['cat']} and {657,744} & {*top['rocket']}
 
-@pytest.mark.parametrize('name,strides', [('cat',[16]), *[slow(o,[16,8]) for o in ims]])
+@pytest.mark.parametrize('name,strides', [slow(o,[16,8]) for o in ims])
 def test_same_class(net, name, strides):
     "With the grid pool, its answer at 16 and 8 is the native one"
     x = prepared(ims[name])

@@ -34,7 +34,7 @@ def asked(net, output_stride, *args, **kwargs):
 def test_wrong_taps_show(monkeypatch):
     "Twelve convs with wrong taps: behind a layer scale of 1e-6 the number is small, and says that it sees nothing; with weights it is large"
     monkeypatch.setattr(evaluate, 'set_output_stride', wrong_taps)
-    net,x = convnext().double(),torch.randn(1,3,65,97).double()
+    net,x = convnext().double(),torch.randn(1,3,49,65).double()
     off,words = asked(net, 4, x)
     assert off<1e-4 and len(words)==1 and words[0].startswith('12 of the 14 layers that change can hardly be seen')
     assert '`15.conv_dw` for one' in words[0] and 'nn.init.uniform_' in words[0]

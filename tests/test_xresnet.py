@@ -53,7 +53,7 @@ def test_invariant_sizes(name):
     m = randomize(narrow(name))
     check(m, [torch.randn(1,3,*sz) for sz in ((64,64),(97,75),(81,81),(224,224))], [T for T in strides_of(m) if T>=8])
 
-arch_kws = [dict(ndim=1,c_in=2), dict(ndim=1,ks=15), dict(ndim=3), dict(ks=5), dict(ks=31), dict(widen=.5),
+arch_kws = [dict(ndim=1,c_in=2), dict(ndim=1,ks=15), dict(ndim=3), dict(ks=5), dict(ks=15), dict(widen=.5),
     dict(stem_szs=(16,24,64)), dict(c_in=1), dict(groups=4), dict(dw=True,widen=1)]
 arch_kws += [dict(pool=MaxPool), dict(pool_first=False), dict(pool=MaxPool,pool_first=False)]
 arch_kws += [dict(norm_type=o) for o in (None, *NormType) if o not in (NormType.Instance,NormType.InstanceZero)]
@@ -69,17 +69,22 @@ def test_invariant_options(kw, expansion):
     m = randomize(two_stages(expansion, **kw))
     has_even_sides = kw.get('ndim')==3 or kw.get('pool') is MaxPool # which drops what is odd at the end
     sides = (32,32) if has_even_sides else (65,64)
-    check(m, [torch.randn(1,kw.get('c_in',3),*[*sides,24][:kw.get('ndim',2)])], [4,2,1], m)
+    check(m, [torch.randn(1,kw.get('c_in',3),*[*sides,24][:kw.get('ndim',2)])], [4,1], m)
 
-@pytest.mark.parametrize('s,strides', [(3,[81,27,3]), (4,[256,64,16])])
+@pytest.mark.parametrize('s,strides', [(3,[9,3]), (4,[16,4])])
 def test_invariant_other_strides(s, strides):
     "A stride of 3 or 4 is traded like one of 2"
-    m = randomize(small(stride=s))
-    x,body,T0 = torch.randn(1,3,100,130),create_body(m),get_output_stride(m)
-    assert T0==s**5
-    with torch.no_grad():
-        native = body(x)
-        for T in strides: close(create_body(set_output_stride(deepcopy(m),T))(x)[...,::T0//T,::T0//T], native)
+    m = randomize(two_stages(stride=s))
+    assert get_output_stride(m)==s**3
+    check(m, [torch.randn(1,3,100,130)], strides, m)
+
+@pytest.mark.slow
+@pytest.mark.parametrize('s,strides', [(3,[81,27,3]), (4,[256,64,16])])
+def test_large_strides(s, strides):
+    "Up to 1,024 pixels for one position"
+    m = randomize(xresnet.xresnet18(stride=s, widen=.25))
+    assert get_output_stride(m)==s**5
+    check(m, [torch.randn(1,3,100,130)], strides)
 
 def test_many_strides():
     "A stride of 3, nine times"
@@ -193,7 +198,7 @@ def test_back_again():
     "Steps forth and back leave no trace, nor does a pickle or a copy in between"
     m = small()
     before,n = pickle.dumps(m),len(list(m.modules()))
-    for T in (8,16,2,32): set_output_stride(m, T)
+    for T in (8,16,4,32): set_output_stride(m, T)
     assert pickle.dumps(m)==before and len(list(m.modules()))==n
     for f in (deepcopy, lambda o: pickle.loads(pickle.dumps(o))):
         other = f(set_output_stride(m,8))
