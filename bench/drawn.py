@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint,checkpoint_sequential
 from torchvision.ops import DeformConv2d,deform_conv2d
 from fastai_dilation.all import CannotDilate, InexactWarning, output_strides, set_output_stride
+from fastai_dilation.layers import own_stride
 from fastcore.script import call_parse
 
 # Where a position is: functions that make two channels of a map's size
@@ -609,8 +610,10 @@ class Case:
 
     def strides(self, use):
         "Those of the maps that it answers with, by the sizes of two images"
-        small,large = [use(self.m,images(self.program,1,px,px,0)) for px in (192,384)]
-        return [192//(b.shape[3]-a.shape[3]) if b.shape[3]>a.shape[3] else None for a,b in zip(small,large)]
+        has_3 = any(own_stride(o)%3==0 for o in self.m.modules())
+        side = 8*27 if has_3 else 192
+        small,large = [use(self.m,images(self.program,1,px,px,0)) for px in (side,2*side)]
+        return [side//(b.shape[3]-a.shape[3]) if b.shape[3]>a.shape[3] else None for a,b in zip(small,large)]
 
     def compare(self, T):
         "By each way of use, what is off: errors, and sizes of image"

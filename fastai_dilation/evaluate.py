@@ -24,7 +24,7 @@ from .strides import *
 from .phases import *
 from .trial import *
 from .output_stride import *
-from .output_stride import _global_pools,_network
+from .output_stride import _global_pools,_how_to_put_a_pool,_network
 from torch.profiler import profile,ProfilerActivity
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
@@ -271,9 +271,7 @@ def _head_pool(net, x):
     if not pools and strides.makes(''): raise ValueError(f'{what} has no adaptive pool module in front of its head, '
         'and what it makes is a map. If that is of classes, it needs no `class_maps`; if of features, ask the whole classifier')
     if not pools: raise ValueError(f'{what} has no adaptive pool module in front of its head, so no map of its classes '
-        'can be had. If it takes a mean by a function, make a network of its parts, and put an `nn.AdaptiveAvgPool2d(1)` '
-        "between: torchvision's `densenet121` is `nn.Sequential(m.features, nn.ReLU(), nn.AdaptiveAvgPool2d(1), "
-        "nn.Flatten(), m.classifier)`, and its `mobilenet_v2` the same without the ReLU. timm's have such a pool")
+        f'can be had. If it takes a mean by a function, {_how_to_put_a_pool}')
     size = getattr(net.get_submodule(pools[-1]), 'output_size', 1)
     if set(size if isinstance(size,tuple) else (size,))!={1}:
         raise ValueError(f'The head of {what} reads {size} positions at once (`{pools[-1]}`), '

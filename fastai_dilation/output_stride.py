@@ -119,22 +119,23 @@ _most_pixels = 2**17    # of such an image
 def _sides(first, others, ndim): return first,*[others]*(ndim-1)
 
 def _trial_sides(S, T, ndim, more=0):
-    "Sides of a high image, and of a wide one; `more` native positions for what a network without padding loses"
+    "Sides of a small image, and of a large one; `more` native positions for what a network without padding loses"
     if S>64: return _sides_for_large_strides(S, T, ndim)
     has_many_pixels = ndim>2 # a volume has, as it is
     n_reach = 0 if has_many_pixels else ceil_div(_reach*T, S) # in native positions
-    n_high,n_wide = max(2 if has_many_pixels else 6, n_reach)+more,max(2,n_reach)+more
-    # on behind `k*S` pixels, the last position of a map is native, also without padding
-    goes_on = (3+more)*S - (T if more else 0)
-    return _sides(n_high*S+1, goes_on-1, ndim),_sides(goes_on, n_wide*S+min(2,T), ndim)
-
+    n_high,n_wide = max(2 if has_many_pixels else 6, n_reach),max(3,n_reach)
+    # on behind `n*S` pixels, the last position of a map is native, also without padding
+    def ends(n): return (n+more)*S
+    def goes_on(n): return (n+more)*S - (T if more else 0)
+    small = _sides(goes_on(3), ends(2)+min(2,T), ndim)
+    return small,_sides(ends(n_high)+1, goes_on(n_wide)-1, ndim)
 
 # %% ../nbs/04_output_stride.ipynb #lrg04
 def _sides_for_large_strides(S, T, ndim):
     long = 2*S+1
     short = min(S, min(_most_positions*T*T, _most_pixels)//long)
     if short<33: long,short = 65,64
-    return _sides(long,short,ndim),_sides(short,long,ndim)
+    return _sides(short,long,ndim),_sides(long,short,ndim)
 
 def _window_sides(S, ndim):
     "For networks that cut their maps into windows, or that want multiples of their stride"
@@ -161,17 +162,22 @@ def _natives_of_first(net, strides, T, x, training=()):
         except Exception: return natives(sides) # a batch of one may be meant
     def padded_or_not():
         "Larger images if the coarsest map comes out with less than three positions"
-        more = 0
+        more,res = 0,None
         for _ in range(_most_larger):
-            high,wide = _trial_sides(S, T, ndim, more)
-            res = natives(high)
+            small,large = _trial_sides(S, T, ndim, more)
+            try: res = batch(small)
+            except Exception as e:
+                errors.append(e)
+                more += 2
+                continue
             n_missing = 3-res.n_positions()
             if n_missing<=0 or S>64: break
             more += n_missing
-        return [res,batch(wide)]
-    in_windows = [lambda o=o: [natives(o), batch(o[::-1])] for o in _window_sides(S,ndim)]
+        return [res,natives(large)] if res else None
+    in_windows = [lambda o=o: [batch(o), natives(o[::-1])] for o in _window_sides(S,ndim)]
     for make in (padded_or_not, *in_windows):
-        try: return make()
+        try:
+            if found := make(): return found
         except Exception as e: errors.append(e)
     if x is not None: return [Natives(net, strides, strides.sample.xs, training)]
     raise CannotDilate(None, f'{type(net).__name__} does not run on a small image ({first_line(errors[0])}). '
@@ -279,6 +285,20 @@ _Edge = namedtuple('_Edge', [
 
 def _is_multiple(edge, px=0): return (edge.n+px//edge.step)%edge.m==0
 
+_Read = namedtuple('_Read', [
+    'sides',# of the first map that a module reads
+    'm',    # so many times smaller is the one that it makes
+    'step', # its stride
+])
+
+def _reads(natives, name):
+    "`_Read` of the first native call of module `name`"
+    call = next(iter(natives.record.get(name,[])), None) or Record([],[],None)
+    reads,makes = [[o for o in noted if is_map(o.grid)] for noted in (call.reads,call.makes)]
+    if not reads or not makes: return _Read([], 1, 1)
+    value,grid = reads[0]
+    return _Read([value.shape[i] for i in grid.dims], makes[0].grid.stride//grid.stride, grid.stride)
+
 class _Edges:
     "Which kinds of far edge the maps of a changed network were seen with"
     def __init__(self, T, plan):
@@ -296,16 +316,15 @@ class _Edges:
         self.first = self.first or natives
         for name,(f,ns) in trial.sides.items():
             for axis,n in enumerate(ns): self._note((name,axis,'end'), _Edge(n-1, f, self.T))
-        self._note_native_sides(natives)
+        self._note_native_sides(natives, trial)
 
-    def _note_native_sides(self, natives):
-        "Of layers with a stride: is the side of the map that they read a multiple of it?"
-        for name in self.plan:
-            s,calls = natives.strides.own.get(name,1),natives.record.get(name)
-            noted = calls[0].reads[0] if s>1 and calls and calls[0] and calls[0].reads else None
-            if noted is None or not is_map(noted.grid): continue
-            sides = [noted.value.shape[i] for i in noted.grid.dims]
-            for axis,n in enumerate(sides): self._note((name,axis,'side'), _Edge(n, s, noted.grid.stride))
+    def _note_native_sides(self, natives, trial):
+        "Of what has a stride, and changes: is the side of the map that it reads a multiple of it?"
+        changed = {*self.plan, *[n for n,m in trial.modules.items() if '_by_phases' in vars(m)]}
+        of_one = {parent(n) for n in changed if _reads(natives,parent(n)).m==_reads(natives,n).m} # it may pad for that
+        for name in changed|of_one:
+            sides,s,step = _reads(natives, name)
+            for axis,n in enumerate(sides if s>1 else []): self._note((name,axis,'side'), _Edge(n, s, step))
 
 # %% ../nbs/04_output_stride.ipynb #edg04b
 @patch
@@ -353,19 +372,20 @@ def _heads_in_words(in_training, T, were_tried):
     return [f'in training it calls {names} too, on a finer map: what comes out was not tried'] if untold else []
 
 # %% ../nbs/04_output_stride.ipynb #8ee24f09
-def _has_lists(strides):
-    "Is there a tensor that grows with the image and is no map?"
-    grids = [g for calls in strides.calls.values() for c in calls for g in (*c.reads,*c.makes)]
-    return any(g and not is_map(g) for g in grids)
+def _hides_lists(strides, phased):
+    "Is there a tensor that grows with the image and is no map, outside of what runs by phases?"
+    calls = [c for name,cs in strides.calls.items() if not is_inside(name,phased) for c in cs]
+    return any(g and not is_map(g) for c in calls for g in (*c.reads,*c.makes))
 
-def _find_by_any_fill(net, plan, find, may_have_nan, has_lists):
+def _find_by_any_fill(net, plan, strides, find, may_have_nan):
     "What `find` finds with NaN and numbers; with numbers alone where NaN is refused, or misleads"
     with_nan = find(_with_nan) if may_have_nan else None
-    nan_is_refused = with_nan is None or with_nan.lost.get('') is not None
-    if not nan_is_refused and (has_lists or not with_nan.lost): return with_nan
+    if with_nan and not with_nan.lost: return with_nan
     with_numbers = find(_with_numbers)
-    untried = ['it makes lists of tokens, or the like, which were not tried: that takes NaN'] if has_lists else []
-    if nan_is_refused or not with_numbers.lost: return with_numbers._replace(untried=untried)
+    hides = _hides_lists(strides, with_numbers.phased)
+    if not with_nan or with_nan.lost.get('') is not None: # NaN is refused
+        return with_numbers._replace(untried=['its lists of tokens, or the like, were not tried: that takes NaN'] if hides else [])
+    if not with_numbers.lost and not hides: return with_numbers
     apply(restored(net), plan, with_nan.phased)
     return with_nan
 
@@ -384,7 +404,7 @@ def try_out(net, strides, T, x=None):
         untried = _heads_in_words(in_training, T, were_tried=bool(natives))
     def find(fills): return _find_phased(net, T, plan, [c for o in all_natives for c in _cases(o,fills)])
     foreign = {k:v for natives in all_natives for o in natives for k,v in o.foreign.items()}
-    found = _find_by_any_fill(net, plan, find, not foreign, _has_lists(strides))
+    found = _find_by_any_fill(net, plan, strides, find, may_have_nan=not foreign)
     untried = [*found.untried, *untried, *_hooks_in_words(net,strides,T,found.phased), *_foreign_in_words(strides,foreign)]
     return found._replace(untried=untried)
 
@@ -618,6 +638,10 @@ def _as_plain(pool):
     for o in ('pool_type','spacing','between'): del vars(pool)[o]
 
 # %% ../nbs/04_output_stride.ipynb #4cab3b52
+_how_to_put_a_pool = ("make a network of its parts, and put an `nn.AdaptiveAvgPool2d(1)` between: torchvision's `densenet121` is "
+    "`nn.Sequential(m.features, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), m.classifier)`, and its `mobilenet_v2` "
+    "the same without the ReLU. timm's have such a pool")
+
 def pool_over(
     model,            # a network with pool modules that read a whole map, or its `Learner`; it is changed in place
     positions='grid', # the native ones ('grid'), all up to the last native one ('inside'), or all, as in PyTorch ('all')
@@ -630,7 +654,7 @@ def pool_over(
     if isinstance(net,DynamicUnet): net = net[0]
     pools = {n:net.get_submodule(n) for n in _global_pools(net)}
     if not pools: raise ValueError(f'{type(net).__name__} has no adaptive pool module whose positions could be chosen. '
-        'If it takes a mean by a function, put an `nn.AdaptiveAvgPool2d(1)` in its place')
+        f'If it takes a mean by a function, {_how_to_put_a_pool}')
     for p in pools.values():
         if isinstance(p,GridPool): _as_plain(p)
     if positions=='all': return model
