@@ -112,7 +112,7 @@ def enlarge(net, phased, plan, strides):
 def outermost_only(phased): return {n:p for n,p in phased.items() if not is_inside(parent(n), phased)}
 
 # %% ../nbs/04_output_stride.ipynb #9562098a
-_reach = 20             # positions of the finer map that an image shows: a dilation of 18 finds one
+_reach = 18             # so many positions away there is a native one: a dilation of 18 finds it
 _most_positions = 5_000 # of a finer map, if its network has a native stride above 64, and an image many pixels
 _most_pixels = 2**17    # of such an image
 
@@ -123,7 +123,7 @@ def _trial_sides(S, T, ndim, more=0):
     if S>64: return _sides_for_large_strides(S, T, ndim)
     has_many_pixels = ndim>2 # a volume has, as it is
     n_reach = 0 if has_many_pixels else ceil_div(_reach*T, S) # in native positions
-    n_high,n_wide = max(2 if has_many_pixels else 6, n_reach),max(3,n_reach)
+    n_high,n_wide = max(2 if has_many_pixels else 6, n_reach),max(3,n_reach+1)
     # on behind `n*S` pixels, the last position of a map is native, also without padding
     def ends(n): return (n+more)*S
     def goes_on(n): return (n+more)*S - (T if more else 0)

@@ -156,6 +156,39 @@ def test_sampling_by_nearest():
     "Of positions that are counted from one edge of the map to the other"
     assert exact_or_told(lambda: nn.Sequential(*convs(2,2), Function(nearest)), 1, 4)=='exact'
 
+class Even(nn.Module):
+    "Pads a map whose sides are odd, then shuffles its pixels into channels"
+    def __init__(self):
+        super().__init__()
+        self.shuffle = nn.PixelUnshuffle(2)
+    def forward(self, x): return self.shuffle(F.pad(x, (0,x.shape[3]%2,0,x.shape[2]%2)))
+
+def test_a_module_that_pads_for_another_inside_of_it():
+    "The inner one has even sides always, so by phases it is right on some images, and fails on others"
+    def make(): return nn.Sequential(*convs(2,1), Even(), nn.Conv2d(32,8,1), nn.Conv2d(8,8,3,1,1))
+    for T in (2,1): assert exact_or_told(make, T, 4)=='exact'
+
+def test_taps_far_away_along_both_axes_at_once():
+    "Also where the first images are too small for the network"
+    def behind(m, x): return x+F.pad(x,(12,0,12,0))[...,:-12,:-12]
+    def make():
+        stem = nn.Conv2d(3,8,7,2,1),nn.MaxPool2d(3,2,ceil_mode=True)
+        return nn.Sequential(*stem, Function(behind), nn.Conv2d(8,8,3), nn.Conv2d(8,8,5,1,2))
+    for T in (2,1): assert exact_or_told(make, T, 4, [(60+i,81-i) for i in range(9)])=='exact'
+
+def test_an_answer_that_is_multiplied_with_a_resized_image():
+    "Behind a pool that runs by phases and drops what is left, the map may end where no simple one does"
+    def make():
+        pools = nn.LPPool2d(2,2,2),nn.AvgPool2d(3,2,1,count_include_pad=False)
+        body = nn.Sequential(nn.Conv2d(3,8,3,2), *[nn.Conv2d(8,8,3,2,1)], *pools)
+        class Masked(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body = body
+            def forward(self, x): return self.body(x)*F.interpolate(x[:,:1], self.body(x).shape[2:])
+        return Masked()
+    assert exact_or_told(make, 2, 16)=='warned'
+
 def test_hooks_that_were_not_tried_are_named():
     "A hook may change what a module makes, and no trial calls it"
     net = nn.Sequential(*convs(2,2,1))
