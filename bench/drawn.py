@@ -611,7 +611,7 @@ class Case:
     def strides(self, use):
         "Those of the maps that it answers with, by the sizes of two images"
         has_3 = any(own_stride(o)%3==0 for o in self.m.modules())
-        side = 16*27 if has_3 else 192
+        side = 192 if not has_3 else 8*27 if 'attend' in self.program else 16*27
         small,large = [use(self.m,images(self.program,1,px,px,0)) for px in (side,2*side)]
         return [side//(b.shape[3]-a.shape[3]) if b.shape[3]>a.shape[3] else None for a,b in zip(small,large)]
 

@@ -306,7 +306,7 @@ class _Edges:
         self.first = None           # `Natives` of the first image
         self.at_first = {}          # by name, axis and what is asked: the edge on that image
         self.seen = defaultdict(set)# and what was seen on all of them: a multiple, or none
-        self.asked,self.n_images = set(),0
+        self.asked,self.tried,self.n_images = set(),defaultdict(set),0
 
     def _note(self, what, edge):
         self.seen[what].add(_is_multiple(edge))
@@ -338,9 +338,13 @@ def more_sides(self:_Edges):
         return [o for o,edge in edges.items() if _is_multiple(edge,px)!=_is_multiple(edge)]
     sides = [*self.first.sides]
     for axis in range(len(sides)):
-        px = max(range(0, self.first.strides.output+1, self.T), key=lambda px: len(shown(px,axis)))
+        untried = [o for o in range(0, self.first.strides.output+1, self.T) if o not in self.tried[axis]]
+        def chance(px): return sum(1 if px%self.at_first[o].step==0 else 1/4 for o in shown(px,axis)) # else it may be one position less
+        px = max(untried, key=chance)
         sides[axis] += px
-        self.asked.update(shown(px, axis)) # once: a pool that drops what is left over has maps of one kind alone
+        if px: self.tried[axis].add(px)
+        # once: behind a pool that drops what is left over, maps end in one way alone
+        self.asked.update(o for o in shown(px,axis) if o[2]=='end')
     return sides
 
 # %% ../nbs/04_output_stride.ipynb #unt04
