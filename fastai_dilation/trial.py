@@ -18,7 +18,7 @@ __all__ = ['tolerances', 'Noted', 'Record', 'fineness', 'native_part', 'has_nati
            'Trial']
 
 # %% ../nbs/03_trial.ipynb #e8d02239
-import math
+import math,weakref
 from collections import defaultdict,namedtuple
 import torch
 from fastcore.basics import patch
@@ -99,10 +99,13 @@ class _ForeignOps(TorchDispatchMode):
 class _PerTensor:
     "One thing for each tensor as it is now: an operation in place makes it another"
     def __init__(self): self.known = {}
-    def get(self, t): return None if t.is_inference() else self.known.get((id(t),t._version), (t,None))[1]
+    def get(self, t):
+        ref,version,what = self.known.get(id(t), (None,None,None))
+        return what if ref and ref() is t and not t.is_inference() and version==t._version else None
 
     def put(self, t, what):
-        if not t.is_inference(): self.known[id(t),t._version] = t,what # with `t`, so that no other tensor gets its id
+        # weakly: all maps of a fine network at once take gigabytes
+        if not t.is_inference(): self.known[id(t)] = weakref.ref(t),t._version,what
         return what
 
 # %% ../nbs/03_trial.ipynb #nat03
