@@ -339,7 +339,8 @@ def more_sides(self:_Edges):
     sides = [*self.first.sides]
     for axis in range(len(sides)):
         untried = [o for o in range(0, self.first.strides.output+1, self.T) if o not in self.tried[axis]]
-        def chance(px): return sum(1 if px%self.at_first[o].step==0 else 1/4 for o in shown(px,axis)) # else it may be one position less
+        # where the pixels are no multiple of the step, it may be one position more or less
+        def chance(px): return sum(1 if px%self.at_first[o].step==0 else 1/4 for o in shown(px,axis))
         px = max(untried, key=chance)
         sides[axis] += px
         if px: self.tried[axis].add(px)

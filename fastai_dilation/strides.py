@@ -300,7 +300,8 @@ class _Row:
 # %% ../nbs/01_strides.ipynb #bnd01
 _norms = {getattr(torch.ops.aten,f'native_{o}_norm').default for o in ('batch','layer','group')}
 _acts = {getattr(torch.ops.aten,o).default for o in ('relu','silu','gelu','sigmoid','hardswish','hardsigmoid')}
-_most_values,_most_ops = 2**24,20_000 # 128 MB in double precision; a network calls hundreds of operations, a loop over positions millions
+_most_values = 2**24 # 128 MB in double precision
+_most_ops = 20_000   # a network calls hundreds, a loop over positions millions
 
 class _Bounded(TorchDispatchMode):
     "Stops a run on the meta device that computes much all the same"
