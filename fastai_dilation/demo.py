@@ -241,7 +241,7 @@ def draw_where(
 
 # %% ../nbs/10_demo.ipynb #lo06b
 def localise(
-    n=2400,      # training scenes, each seen once
+    n=1600,      # training scenes, each seen once
     n_valid=100, # validation scenes
     path=None,   # PNG to write
 ): # a `DataFrame`
@@ -365,7 +365,7 @@ def _in_words(hit, plain, fine, skip):
 @call_parse
 def main(
     out:str='fastai-dilation-demo', # folder for three pictures and a table
-    scenes:int=2400,                # training scenes of the classifier; the others have 1/6 as many, for 3 epochs
+    scenes:int=1600,                # training scenes of the classifier; the others have 1/6 as many, for 3 epochs
     valid:int=100,                  # validation scenes
     control:bool=False,             # also train at 32 for as long as 8 took?
     seed:int=42,                    # random seed
