@@ -14,7 +14,8 @@ from timing import fwd, ratio, step
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
 from util import grid_diff, randomize, with_weights
 from fastai_dilation.all import DilatedPool, create_deeplab_model, create_unet_model, pool_over, set_output_stride
-from fastai_dilation.evaluate import multiply_adds, peak_memory, time_in_turns
+from fastai_dilation.ask import multiply_adds
+from fastai_dilation.evaluate import peak_memory, time_in_turns
 from fastai_dilation.phases import DepthwiseConv, Phased
 
 class Last(nn.Module):

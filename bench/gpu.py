@@ -16,8 +16,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent/o) for o in ('tests',
 from util import alive, grid_diff, with_weights
 from fastai_dilation.all import set_output_stride
 from fastai_dilation.evaluate import peak_memory
-from fastai_dilation.output_stride import apply, enlarge, make_plan, outermost_only, restore_all
 from fastai_dilation.phases import Phased, Phases, merge, split
+from fastai_dilation.search import Search, apply_plan, make_plan, outermost_only, restored
 from fastai_dilation.strides import follow
 
 device = torch.device('cuda')
@@ -121,11 +121,10 @@ def by_phases(net, T):
     "A copy of `net`, which is at output stride `T`, whose blocks run by phases wherever they can"
     net = deepcopy(net)
     found = {n:m._by_phases for n,m in net.named_modules() if isinstance(m,Phased)}
-    restore_all(net)
-    strides = follow(net)
+    strides = follow(restored(net))
     plan = make_plan(strides, T)
     wanted = {n:Phases(d) for n,(d,_) in plan.items() if strides.own[n]==1}
-    apply(net, plan, enlarge(net, outermost_only({**found,**wanted}), plan, strides))
+    apply_plan(net, plan, Search(net, strides, plan).enlarged(outermost_only({**found,**wanted})))
     return net
 
 @lru_cache(None)

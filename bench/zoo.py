@@ -4,7 +4,7 @@ import fastai.vision.models.xresnet as xresnets, torchvision.models as tvm
 from pathlib import Path
 from fastai.vision.all import *
 from fastai_dilation.all import *
-from fastai_dilation.evaluate import _before_pixels,_last_maps
+from fastai_dilation.ask import before_pixels, last_maps
 from fastai_dilation.layers import CannotDilate
 from fastai_dilation.output_stride import native_strides
 from fastai_dilation.strides import closed_inside
@@ -131,7 +131,7 @@ def row(net, secs=90):
 
 def map_side(net, strides, x):
     "Side of the last map that `net` makes of `x`"
-    found = _last_maps(net, strides, (x,), _before_pixels(net,strides)-closed_inside(net))
+    found = last_maps(net, strides, (x,), before_pixels(net,strides)-closed_inside(net))
     name,maps = [*found.values()][-1]
     return maps[0].shape[-1]
 

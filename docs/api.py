@@ -13,7 +13,7 @@ def public():
         if not isinstance(o, ast.ImportFrom): continue
         mod = importlib.import_module(f'fastai_dilation.{o.module}')
         added = re.findall(r'^@patch.*\ndef (\w+)\(self:Learner\b', inspect.getsource(mod), flags=re.M)
-        res[o.module] = {k.name:getattr(mod,k.name) for k in o.names} | {f'Learner.{k}':getattr(mod.Learner,k) for k in added}
+        res[o.module] = {k.name:getattr(mod,k.name) for k in o.names if callable(getattr(mod,k.name))} | {f'Learner.{k}':getattr(mod.Learner,k) for k in added}
     return res
 
 def is_fastais(name): return name in fastai_learner.__all__

@@ -18,10 +18,15 @@ library = {o.split(':')[0]:o for o in """layers: taps that can be moved apart
 strides: which stride has a map?
 phases: any module, phase by phase
 trial: try it, then believe it
+search: dilated, or by phases
 output_stride: one argument
+pixels: where a value stands
+ask: exact, why, where
+holders: what a network may be in
 pretrained: ImageNet weights
 xresnet: fastai's blocks and networks
 learner: fastai's learners
+checkpointing: less memory, more time
 deeplab: DeepLabV3 and V3+
 evaluate: accuracy, time, memory
 demo: what is in a photo, and where?

@@ -15,17 +15,27 @@ maps = class_maps(model, x, 8)                                   # what is where
 
 Modules:
 
+- `fastai_dilation.ask`: Is the last map exact, what becomes of each layer, what does that cost, and where does a classifier see what?
+- `fastai_dilation.checkpointing`: Train at a finer stride with the memory of a coarser one
 - `fastai_dilation.deeplab`: A learner whose dilation rates follow the output stride, and a resizing that keeps each value at its pixel
 - `fastai_dilation.demo`: The demo: ImageNet weights on photos, and small networks on handwritten digits, at output strides from 32 to 4
 - `fastai_dilation.evaluate`: Accuracy, time, memory, and where the accuracy goes
+- `fastai_dilation.holders`: Tell the core of fastai's `Learner` and U-Net
 - `fastai_dilation.layers`: Pools with a distance between their taps, and what has to be known of each kind of layer to trade its stride for dilation
 - `fastai_dilation.learner`: `output_stride` in fastai's learners: classification, segmentation, and timm networks by name
 - `fastai_dilation.output_stride`: Trade the strides of a network that exists, trained or not, and take them back
 - `fastai_dilation.phases`: Split a finer map into the maps that the native network would see, run a module on them as it is, and merge what it makes
+- `fastai_dilation.pixels`: Resize a map to the image, with each value at the pixel that it is about
 - `fastai_dilation.pretrained`: fastai's XResNets with timm's ResNet-D weights, checked tensor by tensor
+- `fastai_dilation.search`: Dilate the layers that are known, try the network, and run by phases what the trial finds
 - `fastai_dilation.strides`: The rule that says what becomes of each layer, and how to find the strides that it needs, in any network
 - `fastai_dilation.trial`: Run the changed network beside the native one, and see which module does not do what it did
 - `fastai_dilation.upstream`: Add output_stride: trade the strides of a network for dilation, exactly
 - `fastai_dilation.xresnet`: `output_stride` for every XResNet; `dilation` and `first_dilation` for `ResBlock`"""
 
-__version__ = "0.0.3"
+__version__ = "0.1.0"
+
+from .layers import CannotDilate
+from .output_stride import InexactWarning,get_output_stride,output_strides,pool_over,set_output_stride
+from .pixels import to_pixels
+from .ask import class_maps,explain,grid_error

@@ -8,7 +8,8 @@ PyTorch's convs can be dilated. Its average pools cannot, and its max-pools lose
 
 # %% auto #0
 __all__ = ['kinds', 'Changed', 'CannotDilate', 'as_tuple', 'ceil_div', 'DilatedPool', 'GridPool', 'Kind', 'conv_setting',
-           'ConvKind', 'PoolKind', 'SpacedKind', 'kind_of', 'own_stride', 'change', 'restore', 'is_changed']
+           'ConvKind', 'PoolKind', 'SpacedKind', 'knows_spacing', 'phases_of', 'is_closed', 'kind_of', 'own_stride',
+           'change', 'restore', 'is_changed']
 
 # %% ../nbs/00_layers.ipynb #6588b5d5
 from collections import namedtuple
@@ -70,7 +71,8 @@ class DilatedPool(nn.Module):
 
     def _pool_axis(self, x, ax):
         "Each output is folded from its taps: the position itself, and `ks-1` behind it, each `step` further on"
-        def setting(name): return as_tuple(getattr(self,name,1), x.ndim-2)[ax-2] # an average pool has no dilation
+        # an average pool has no dilation
+        def setting(name): return as_tuple(getattr(self,name,1), x.ndim-2)[ax-2]
         ks,stride,pad = setting('kernel_size'),setting('stride'),setting('padding')
         step = self.spacing*setting('dilation')
         is_avg = hasattr(self, 'count_include_pad') # only average pools have it
@@ -89,12 +91,16 @@ class DilatedPool(nn.Module):
     def _n_out(self, n, n_pad, reach, stride, pad):
         "Outputs on an axis of `n` positions, `n_pad` with its padding, for windows that `reach` so far"
         d = self.spacing
-        n_out = n_pad-reach                                                 # windows that lie on the map
-        if self.ceil_mode: n_out = min(n_out + d*(stride-1), n_pad - d*pad) # and those that begin on it
+        # windows that lie on the map
+        n_out = n_pad-reach
+        # and those that begin on it
+        if self.ceil_mode: n_out = min(n_out + d*(stride-1), n_pad - d*pad)
         windows_overlap = reach>=d*stride
-        if n_out>=n or windows_overlap and not self.ceil_mode: return n_out # as many as a conv makes
+        # as many as a conv makes
+        if n_out>=n or windows_overlap and not self.ceil_mode: return n_out
         n_native = ceil_div(n_out, d*stride)
-        return min(n_native*d*stride, n)                                    # all phases of the last native one
+        # all phases of the last native one
+        return min(n_native*d*stride, n)
 
 # %% ../nbs/00_layers.ipynb #4661a637
 class GridPool(DilatedPool):
@@ -102,8 +108,7 @@ class GridPool(DilatedPool):
     def __init__(self,
         pool,         # an adaptive pool
         between=False,# read all positions up to the last native one, or the native grid alone?
-    ):
-        vars(self).update(vars(pool), pool_type=type(pool), spacing=1, between=between)
+    ): vars(self).update(vars(pool), pool_type=type(pool), spacing=1, between=between)
 
     def extra_repr(self): return f'{self.pool_type.__name__}, spacing={self.spacing}, between={self.between}'
     def forward(self, x):
@@ -111,7 +116,8 @@ class GridPool(DilatedPool):
         grid = [slice((n-1)//d*d+1) if self.between else slice(None,None,d) for n in x.shape[2:]]
         return self.pool_type.forward(self, x[(..., *grid)])
 
-GridPool.__name__ = 'GridPool2d' # fastai's `create_body` cuts in front of the last module with such a name
+# fastai's `create_body` cuts in front of the last module with such a name
+GridPool.__name__ = 'GridPool2d'
 
 # %% ../nbs/00_layers.ipynb #9f6de345
 class Kind:
@@ -166,6 +172,19 @@ class SpacedKind(Kind):
     def stride(self, m): return 1
     def settings(self, m, dilation, stride=1): return {self._attr(m): dilation*getattr(m, self._attr(m))}
 
+def knows_spacing(m):
+    "Does module `m` say itself how fine its map is?"
+    return 'spacing' in vars(m)
+
+# %% ../nbs/00_layers.ipynb #5ddfc9b8
+def phases_of(m):
+    "The `Phases` by which module `m` runs, or `None`"
+    return vars(m).get('_by_phases')
+
+def is_closed(m):
+    "Is what happens inside of module `m` its own affair?"
+    return phases_of(m) is not None or knows_spacing(m)
+
 # %% ../nbs/00_layers.ipynb #7f11754c
 kinds = [SpacedKind(), ConvKind(), PoolKind()]
 
@@ -179,7 +198,8 @@ def own_stride(m):
     return max([o for o in as_tuple(getattr(m,'stride',1)) if isinstance(o,int)], default=1)
 
 # %% ../nbs/00_layers.ipynb #430afb48
-_absent = ... # in an undo log: there was no such attribute, or it cannot be compared; one object, also after a reload
+# in an undo log: there was no such attribute, or it cannot be compared; one object, also after a reload
+_absent = ...
 
 # one setting in the undo log of a module
 Changed = namedtuple('Changed', [
@@ -196,7 +216,8 @@ def change(m, **settings):
     undo = vars(m).setdefault('_undo', {})
     for k,v in settings.items():
         native = undo[k].native if k in undo else _own(m, k)
-        undo[k] = Changed(native, _absent if k=='__class__' else v) # a class made here has no name to be pickled by
+        # a class made here has no name to be pickled by
+        undo[k] = Changed(native, _absent if k=='__class__' else v)
         setattr(m, k, v)
 
 # %% ../nbs/00_layers.ipynb #res00

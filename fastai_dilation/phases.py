@@ -52,7 +52,8 @@ def _split_axis(x, ax, p):
     "Replace axis `ax` by two: the positions of a phase, and the phases"
     n,d = x.shape[ax],p.spacing
     n_each = ceil_div(n, d)
-    if p.stride>1 or torch.compiler.is_exporting(): # in an export a free side is not asked for its value
+    # in an export a free side is not asked for its value
+    if p.stride>1 or torch.compiler.is_exporting():
         at = d*torch.arange(n_each, device=x.device)[:,None] + p.kept*torch.arange(p.n, device=x.device)
         last_of_phase = n-1 - (n-1-at)%d
         x = x.index_select(ax, at.minimum(last_of_phase).clamp(min=0).flatten())
@@ -94,7 +95,8 @@ def merge(y, p, sides, last=None):
     n_dims = len(p.dims)
     y = y.unflatten(0, (*[p.n]*n_dims,-1))
     order = [*range(n_dims, y.ndim)]
-    for i,ax in reversed([*enumerate(p.dims)]): order.insert(ax+1, i) # each phase axis behind its positions
+    # each phase axis behind its positions
+    for i,ax in reversed([*enumerate(p.dims)]): order.insert(ax+1, i)
     y = y.permute(*order).contiguous()
     for ax in p.dims: y = y.flatten(ax, ax+1)
     return _cut(y, p.dims, ns)
@@ -104,7 +106,8 @@ class InPlace:
     "Mixed into the class of a module that exists"
     def __reduce_ex__(self, protocol):
         mixin,cls = type(self).__bases__
-        state = self.__getstate__() if hasattr(self,'__getstate__') else self.__dict__ # before Python 3.11
+        # before Python 3.11
+        state = self.__getstate__() if hasattr(self,'__getstate__') else self.__dict__
         return _rebuilt,(mixin,cls),state
 
 def _slice(self, i):
@@ -112,7 +115,8 @@ def _slice(self, i):
     mixin,cls = type(self).__bases__
     if not isinstance(i, slice): return cls.__getitem__(self, i)
     part = cls(OrderedDict([*self._modules.items()][i]))
-    change(part, __class__=type(self), **{k:v for k,v in vars(self).items() if k=='_by_phases'})
+    p = phases_of(self)
+    change(part, __class__=type(self), **({} if p is None else dict(_by_phases=p)))
     return part
 
 # %% ../nbs/02_phases.ipynb #7e831bex
@@ -145,7 +149,7 @@ class Phased(InPlace):
     "A module that runs on each phase of a map, with its native settings"
     def forward(self, *args, **kwargs):
         # somebody (checkpointing, say) may have kept this method, and calls it on a module that was restored since
-        if '_by_phases' not in vars(self): return type(self).forward(self, *args, **kwargs)
+        if phases_of(self) is None: return type(self).forward(self, *args, **kwargs)
         p = self._by_phases
         x = _map_to_split((args,kwargs), p)
         args,kwargs = _split_all((args,kwargs), x, p)
@@ -190,7 +194,8 @@ def _has_own_forward_kept(m):
 
 def run_by_phases(m, p):
     "Run module `m` by phases `p` from now on; `restore` undoes it"
-    if p.n==1: return change(m, _by_phases=p) # in front of all strides that are traded it just keeps its layers
+    # in front of all strides that are traded it just keeps its layers
+    if p.n==1: return change(m, _by_phases=p)
     cls = mixed(Phased, type(m))
     kept = dict(forward=types.MethodType(cls.forward,m)) if _has_own_forward_kept(m) else {}
     change(m, _by_phases=p, __class__=cls, **kept)
@@ -268,8 +273,9 @@ class DepthwiseConv(InPlace):
         p = self._phases
         def native(setting): return setting if isinstance(setting,str) else [o//p.spacing for o in setting]
         n_missing = [-side%p.spacing for side in p.sides(x)]
-        whole = F.pad(x, [0,n_missing[1],0,n_missing[0]]) if any(n_missing) else x
-        y = F.conv2d(split(whole,p), weight, bias, 1, native(self.padding), native(self.dilation), self.groups)
+        padded = F.pad(x, [0,n_missing[1],0,n_missing[0]]) if any(n_missing) else x
+        phases = split(padded, p)
+        y = F.conv2d(phases, weight, bias, 1, native(self.padding), native(self.dilation), self.groups)
         return merge(y, p, p.sides(x), _is_channels_last(x, p.dims))
 
     def extra_repr(self): return f'{super().extra_repr()}, or by phases where faster: spacing={self._phases.spacing}'

@@ -37,7 +37,7 @@ In the [forum thread](https://forums.fast.ai/t/62282) and fastai2#56:
 
 Accuracy in percent, 450 handwritten digits, a half-width xresnet18 trained at an output stride of 32; the
   same weights at 16 and 8. *grid*: the head reads the native positions alone. *no pool*: the shortcut as in
-  the forum thread. (`09_evaluate.ipynb` of fastai_dilation measures this.)
+  the forum thread. (`14_evaluate.ipynb` of fastai_dilation measures this.)
 
 | image | shortcut | 32 | 16 | 16 grid | 8 | 8 grid |
 |---|---|---|---|---|---|---|

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from fastai.vision.all import F, Normalize, create_body, foreground_acc, nn, xresnet18_deep
 from fastai_dilation.all import create_deeplab_model, deeplab_learner, get_output_stride, output_stride_report
 from fastai_dilation.all import pool_over, set_output_stride, to_pixels, vision_learner
-from fastai_dilation.deeplab import _check_rates
+from fastai_dilation.deeplab import check_rates
 from seg_checks import says_the_same_compiled_and_exported
 from safetensors.torch import save_file
 from seg_data import class_dls, make_files, seg_dls
@@ -170,10 +170,10 @@ def test_the_report_takes_a_deeplab_learner(dls):
 def test_rates_of_a_paper_are_warned_of(dls):
     "Those of 16 and 8, where they step over two thirds of an image; it is said what to write, and that fits"
     for rates,T,side in (((6,12,18),16,864), ([12,24,36],8,1728)):
-        words, = warned(_check_rates, rates, (side-1,2048), 32)[1]
+        words, = warned(check_rates, rates, (side-1,2048), 32)[1]
         assert f'{tuple(rates)} are the paper' in words and f'at {T}, which are `rates=(3, 6, 9)` here' in words and 'would fit' not in words
-        assert not warned(_check_rates, rates, (side,2048), 32)[1] and not warned(_check_rates, (3,6,9), (513,513), 32)[1]
-    for rates in ((6,12,17), (4,8,12), (18,)): assert not warned(_check_rates, rates, (600,600), 32)[1] # not for others
+        assert not warned(check_rates, rates, (side,2048), 32)[1] and not warned(check_rates, (3,6,9), (513,513), 32)[1]
+    for rates in ((6,12,17), (4,8,12), (18,)): assert not warned(check_rates, rates, (600,600), 32)[1] # not for others
     words, = warned(deeplab_learner, dls, small, pretrained=False, rates=(6,12,18))[1]
     assert words.startswith('`rates` are in steps of 32 pixels') and words.endswith('For this image of 64x64, `rates=(1,)` would fit')
 

@@ -8,7 +8,8 @@ from fastai.vision.all import accuracy, accuracy_multi, create_body, mae, noop
 from fastai.vision.models import xresnet
 from fastai_dilation.all import create_unet_model, get_output_stride, set_output_stride, unet_learner, vision_learner
 from fastai_dilation.all import output_stride_report, pool_over
-from fastai_dilation.evaluate import multiply_adds, peak_memory
+from fastai_dilation.ask import multiply_adds
+from fastai_dilation.evaluate import peak_memory
 from seg_data import class_dls, make_files, seg_dls
 from util import close, names, narrow, randomize, same, small, small_densenet, tensors
 

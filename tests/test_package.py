@@ -41,6 +41,22 @@ def test_import_orders(order):
     "Learners and constructors take an output stride, whatever was imported first"
     assert run('import_order', order).endswith('ok')
 
+def test_the_core_needs_no_fastai():
+    "And yet a `Learner` is changed in place and a U-Net refused, though nothing but the core was imported"
+    assert run('core_alone').endswith('ok')
+
+old_paths = """
+from fastai_dilation.deeplab import DeepLab, ToPixels, to_pixels
+from fastai_dilation.evaluate import class_maps, explain, grid_error, multiply_adds, peak_memory
+from fastai_dilation.learner import GradientCheckpointing
+from fastai_dilation.output_stride import make_plan, pool_over, try_out
+from fastai_dilation.strides import closed_inside, is_closed
+"""
+
+def test_what_moved_is_found_where_it_was():
+    "Pickles and imports of 0.0.3 name those paths"
+    exec(old_paths, {})
+
 def test_reload():
     "What was built before a reload can still be changed, pickled and taken back"
     assert run('reload_all').endswith('ok')

@@ -48,11 +48,11 @@ def test_api_has_all_public_names():
 def test_source_links(monkeypatch):
     "Without an address of the repository there is no link to a source; with one it leads to the line of the definition"
     monkeypatch.setattr(site, 'git_url', '')
-    assert site.source_link('to_pixels', 'deeplab')==''
+    assert site.source_link('to_pixels', 'pixels')==''
     monkeypatch.setattr(site, 'git_url', 'https://github.com/OWNER/NAME')
-    url,line = site.source_link('to_pixels', 'deeplab').strip().removeprefix('[source](').removesuffix(')').split('#L')
-    assert url=='https://github.com/OWNER/NAME/blob/main/fastai_dilation/deeplab.py'
-    assert (root/'fastai_dilation'/'deeplab.py').read_text().splitlines()[int(line)-1].startswith('def to_pixels(')
+    url,line = site.source_link('to_pixels', 'pixels').strip().removeprefix('[source](').removesuffix(')').split('#L')
+    assert url=='https://github.com/OWNER/NAME/blob/main/fastai_dilation/pixels.py'
+    assert (root/'fastai_dilation'/'pixels.py').read_text().splitlines()[int(line)-1].startswith('def to_pixels(')
 
 # pages that take seconds; the others train, or try out the library for minutes
 @pytest.mark.slow
