@@ -49,7 +49,8 @@ def _by_name(name):
     if name in known: return _torchvisions(name)
     known += [*_fastais(), *(timm.list_models() if _is_installed('timm') else ())]
     missing = '' if _is_installed('timm') else ' (timm is not installed)'
-    raise SystemExit(f'{name} is the name of no network of fastai, timm or torchvision{similar(name,known)}{missing}')
+    raise SystemExit(f'{name} is the name of no network of fastai, timm or torchvision'
+        f'{similar(name,known)}{missing}')
 
 # %% ../nbs/16_check.ipynb #ck10
 def _give_weights(net, *xs):
@@ -109,7 +110,8 @@ def _in_words(answer):
     return '\n'.join([
         f'{verdict}: on its native grid, the last map is off by {answer.off:.0e} of its largest value',
         *answer.warned,
-        f'layers whose stride is traded: {answer.traded}; with taps farther apart: {answer.apart}; run by phases: {answer.phased}',
+        f'layers whose stride is traded: {answer.traded}; with taps farther apart: {answer.apart}; '
+        f'run by phases: {answer.phased}',
         f'multiply-adds at {sides} pixels: {answer.work:.1f} times the native ones',
         f'output strides that it can have: {", ".join(map(str,answer.possible))}'])
 

@@ -365,6 +365,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'fastai_dilation/pretrained.py'),
                                             'fastai_dilation.pretrained._is_file': ( 'pretrained.html#_is_file',
                                                                                      'fastai_dilation/pretrained.py'),
+                                            'fastai_dilation.pretrained._meta_of': ( 'pretrained.html#_meta_of',
+                                                                                     'fastai_dilation/pretrained.py'),
                                             'fastai_dilation.pretrained._misfits': ( 'pretrained.html#_misfits',
                                                                                      'fastai_dilation/pretrained.py'),
                                             'fastai_dilation.pretrained._name': ('pretrained.html#_name', 'fastai_dilation/pretrained.py'),

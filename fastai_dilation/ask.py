@@ -89,8 +89,10 @@ def _influence(net, strides, xs, names, ends):
         seen = [t for ts in maps.values() for t in ts if t.requires_grad]
         if not seen: raise ValueError('no gradient comes back')
         said = sum((torch.randn_like(t)*t).sum()/t.detach().norm() for t in seen)
-        grads = iter(torch.autograd.grad(said, [o for os in zeros.values() for o in os], allow_unused=True))
-    def moved(ts): return math.hypot(*[0. if g is None else (g*t).norm().item() for t,g in zip(ts,grads)])/2
+        all_zeros = [o for os in zeros.values() for o in os]
+        grads = iter(torch.autograd.grad(said, all_zeros, allow_unused=True))
+    def norm(t, grad): return 0. if grad is None else (grad*t).norm().item()
+    def moved(ts): return math.hypot(*[norm(t,grad) for t,grad in zip(ts,grads)])/2
     return {name:moved(outs[name]) for name in zeros}
 
 # %% ../nbs/07_ask.ipynb #ge09c
@@ -101,13 +103,16 @@ def _warn_of_unseen(net, strides, xs, names, ends):
     names = [n for n in order[:max(map(order.index, ends))+1] if n in names]
     try: shares = _influence(net, strides, xs, names, ends)
     except Exception as e: # a network need not be able to go backwards
-        return warnings.warn(f'Which layers this number can see is not known: {first_line(e)}', stacklevel=3)
+        words = f'Which layers this number can see is not known: {first_line(e)}'
+        return warnings.warn(words, stacklevel=3)
     unseen = [n for n in names if shares.get(n,0)<_hardly]
     if not unseen: return
-    warnings.warn(f'{len(unseen)} of the {len(names)} layers that change can hardly be seen in the last map, '
-        f'`{unseen[-1]}` for one: half of what it makes moves that by less than {_hardly}. '
-        'What is wrong there would not show in this number. Mostly a layer scale, a gain or the last norm of a block '
-        'has its first value, near 0: ask a trained network, or give these weights values (`nn.init.uniform_(weight, .5, 1.5)`)', stacklevel=3)
+    what = f'{len(unseen)} of the {len(names)} layers that change can hardly be seen in the last map'
+    one = f'`{unseen[-1]}` for one: half of what it makes moves that by less than {_hardly}'
+    why = 'Mostly a layer scale, a gain or the last norm of a block has its first value, near 0'
+    what_to_do = 'ask a trained network, or give these weights values (`nn.init.uniform_(weight, .5, 1.5)`)'
+    so = 'What is wrong there would not show in this number'
+    warnings.warn(f'{what}, {one}. {so}. {why}: {what_to_do}', stacklevel=3)
 
 # %% ../nbs/07_ask.ipynb #de305bd7
 _odd_sides = {1:(161,), 2:(161,193), 3:(65,49,33)} # by the number of dims
@@ -116,14 +121,14 @@ def _image(net, sample):
     "A random input with odd sides that `net` runs on, or with even ones"
     odd = _odd_sides[sample.ndim]
     try:
-        with watched(net, lambda name,forward,*args,**kwargs: forward(*args,**kwargs)): net(*sample.resized(odd))
+        with watched(net, lambda name,forward,*args,**kw: forward(*args,**kw)): net(*sample.resized(odd))
     except Exception: return sample.resized([side//32*32 for side in odd])
     return sample.resized(odd)
 
 def grid_error(
     model,         # a network, or a `Learner`; it is left as it was, and hooks on it are not called
     output_stride, # the stride to compare with the native one
-    x=None,        # a batch, or a tuple of inputs; by default one random image, if possible with odd sides
+    x=None,        # a batch, or a tuple of inputs; by default a random image, mostly with odd sides
     levels=False,  # of the last map of each native stride, as a dict, or of the last map of all?
 )->float: # as a part of the largest feature
     "Largest difference between the last map of `model` at `output_stride`, on the native grid, and the native map"
@@ -139,11 +144,13 @@ def grid_error(
         by_phases = {n for n,m in net.named_modules() if phases_of(m) is not None}
         changed = by_phases | make_plan(strides,output_stride).keys()
         native = last_maps(restored(net), strides, xs, {*makers})
-        if changed: _warn_of_unseen(net, strides, xs, changed & names, {*makers} if levels else {makers[-1]})
+        ends = {*makers} if levels else {makers[-1]}
+        if changed: _warn_of_unseen(net, strides, xs, changed & names, ends)
     def error(S):
         grids = strides.calls[found[S].name][-1].makes
         outputs = zip(found[S].tensors, native[S].tensors, grids)
-        return max(_error(t, n, grid, output_stride) for t,n,grid in outputs if is_map(grid) and grid.stride==S)
+        maps = [o for o in outputs if is_map(o[-1]) and o[-1].stride==S]
+        return max(_error(*o, output_stride) for o in maps)
     if levels: return {S:error(S) for S in sorted(found)}
     return max(error(S) for S,o in found.items() if o.name==makers[-1])
 
@@ -164,11 +171,13 @@ def _phases_in_words(p):
 
 def _what_becomes(name, strides, plan, phased):
     "In words, what becomes of the layer `name`"
-    whole = next((o for o in phased if is_inside(name,[o])), None)
-    if whole is not None: return _phases_in_words(phased[whole]) + (f', with `{whole}`' if whole!=name else '')
+    outer = next((o for o in phased if is_inside(name,[o])), None)
+    with_others = f', with `{outer}`' if outer!=name else ''
+    if outer is not None: return _phases_in_words(phased[outer])+with_others
     if name not in plan: return 'as it is'
     dilation,stride = plan[name]
-    return _in_words(strides.own[name], stride, f'taps {dilation} times as far apart' if dilation>1 else '')
+    apart = f'taps {dilation} times as far apart' if dilation>1 else ''
+    return _in_words(strides.own[name], stride, apart)
 
 # %% ../nbs/07_ask.ipynb #2fa88bee
 Layer = namedtuple('Layer', [
@@ -181,8 +190,13 @@ Layer = namedtuple('Layer', [
 
 class Table(list):
     "Rows, namedtuples of one kind, that print as a table"
-    def __getitem__(self, i): return Table(super().__getitem__(i)) if isinstance(i,slice) else super().__getitem__(i)
-    def _cells(self): return [[*self[0]._fields], *[[*map(str,row)] for row in self]] if self else []
+    def __getitem__(self, i):
+        found = super().__getitem__(i)
+        return Table(found) if isinstance(i,slice) else found
+
+    def _cells(self):
+        rows = [[*map(str,row)] for row in self]
+        return [[*self[0]._fields], *rows] if rows else []
 
     def __repr__(self):
         widths = [max(map(len,column)) for column in zip(*self._cells())]
@@ -190,7 +204,10 @@ class Table(list):
         return '\n'.join(map(line, self._cells()))
 
     def _repr_html_(self):
-        def row(cells, tag): return '<tr>' + ''.join(f'<{tag}>{html.escape(o)}</{tag}>' for o in cells) + '</tr>'
+        def row(cells, tag):
+            inner = ''.join(f'<{tag}>{html.escape(o)}</{tag}>' for o in cells)
+            return f'<tr>{inner}</tr>'
+
         first,*others = self._cells() or [[]]
         return f"<table>{row(first,'th')}{''.join(row(o,'td') for o in others)}</table>"
 
@@ -204,7 +221,7 @@ def explain(
     model,         # a network, or a `Learner`; it is left as it was
     output_stride, # of the last map
     x=None,        # a sample of its input, if that is not one image
-): # a `Table` with a `Layer` for each that reads several positions, in the order in which they return
+): # a `Table`: a `Layer` for each that reads several positions, in the order in which they return
     "What the layers of `model` read and make natively, and what becomes of them at `output_stride`"
     net = network_of(model)
     strides = native_strides(net, x)
@@ -228,7 +245,8 @@ def multiply_adds(
     modes = [(o,o.training) for o in model.modules()]
     model.eval()
     try:
-        with FlopCounterMode(display=False) as c, torch.no_grad(): model(*[o.as_subclass(Tensor) for o in xb])
+        xb = [o.as_subclass(Tensor) for o in xb]
+        with FlopCounterMode(display=False) as c, torch.no_grad(): model(*xb)
     finally:
         for o,mode in modes: o.training = mode
     return c.get_total_flops()/2/len(xb[0])
@@ -248,7 +266,8 @@ def _head_pool(net, x):
     pools = [n for n in strides.calls if n in outermost]   # in the order in which they return
     if not pools and strides.makes(''):
         raise ValueError(f'{what} has no adaptive pool module in front of its head, '
-            'and what it makes is a map. If that is of classes, it needs no `class_maps`; if of features, ask the whole classifier')
+            'and what it makes is a map. If that is of classes, it needs no `class_maps`; '
+            'if of features, ask the whole classifier')
     if not pools:
         raise ValueError(f'{what} has no adaptive pool module in front of its head, so no map of its classes '
             f'can be had. If it takes a mean by a function, {how_to_put_a_pool}')
@@ -259,10 +278,12 @@ def _head_pool(net, x):
     return pools[-1]
 
 def _check_batch(net, x):
-    ndim = max([o.weight.ndim for o in net.modules() if isinstance(o,nn.modules.conv._ConvNd)], default=4)
+    convs = [o for o in net.modules() if isinstance(o,nn.modules.conv._ConvNd)]
+    ndim = max([o.weight.ndim for o in convs], default=4)
     if not isinstance(x,Tensor) or x.ndim!=ndim:
         what = f'of shape {tuple(x.shape)}' if isinstance(x,Tensor) else f'a {type(x).__name__}'
-        raise ValueError(f'`x` has to be a batch of images, a tensor with {ndim} axes, not {what}; one image is `x[None]`')
+        raise ValueError(f'`x` has to be a batch of images, a tensor with {ndim} axes, not {what}; '
+            'one image is `x[None]`')
 
 def class_maps(
     model,           # a `Learner` or a classifier; it is left as it was

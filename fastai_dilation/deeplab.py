@@ -52,7 +52,8 @@ def _scale(rates, stride):
     "Convert `rates`, given for a native stride of 32, to a native stride of `stride`"
     res = [r*32/stride for r in rates]
     if not all(r>=1 and r==int(r) for r in res):
-        raise ValueError('`rates` are given for a map of stride 32, and have to be whole numbers from 1 on the native map: '
+        raise ValueError('`rates` are given for a map of stride 32, '
+            'and have to be whole numbers from 1 on the native map: '
             f"{tuple(rates)} make {res} at this net's native stride of {stride}")
     return [int(r) for r in res]
 
@@ -69,7 +70,9 @@ class DeepLab(nn.Sequential):
 def _body(arch, pretrained, weights, cut, n_in, **kwargs):
     "The body of `arch`; timm gets `kwargs`"
     if isinstance(arch,str): return timm_body(arch, cut, pretrained, weights, n_in, **kwargs)
-    if kwargs: raise TypeError(f'{[*kwargs]} are not known: further keywords are for timm networks, given by name')
+    if kwargs:
+        raise TypeError(f'{[*kwargs]} are not known: '
+            'further keywords are for timm networks, given by name')
     headless = dict(custom_head=nn.Identity(), init=None)
     try: return create_vision_model(arch, 1, pretrained, weights, cut, n_in=n_in, **headless)[0]
     except StopIteration:
@@ -88,7 +91,8 @@ def _with_stride(arch, body):
     if is_map(grid) and grid.dims==(1,2) and type(body) is TimmBody: body.__class__ = ChannelsFirst
     elif not is_map(grid) or grid.dims!=(2,3):
         what = f'a map with its sides at the axes {grid.dims}' if is_map(grid) else 'no map'
-        raise ValueError(f"DeepLab reads a map of the shape (batch, channels, height, width), and {arch_name(arch)}'s "
+        raise ValueError('DeepLab reads a map of the shape (batch, channels, height, width), '
+            f"and {arch_name(arch)}'s "
             f'body makes {what}. Take another network')
     return body,strides.output
 
@@ -187,7 +191,8 @@ def _plus(body, S, n_out, output_stride, rates, skip, separable):
     body = body_with_level(body, skip, output_stride)
     ni,n_low = [o.shape[1] for o in dummy_eval(body, (2*S,2*S))]
     head = _aspp(ni, rates) if rates else ConvLayer(ni, 256, 1)
-    return DeepLabPlus(body, head, ToPixels(S,output_stride,skip), Decoder(256,n_low,n_out,separable), ToPixels(skip,skip))
+    to_level,to_image = ToPixels(S,output_stride,skip),ToPixels(skip,skip)
+    return DeepLabPlus(body, head, to_level, Decoder(256,n_low,n_out,separable), to_image)
 
 # %% ../nbs/13_deeplab.ipynb #create05
 def create_deeplab_model(

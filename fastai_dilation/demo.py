@@ -60,7 +60,9 @@ def _middle(photo):
 def _normalized(ims): return torch.stack([tensor(np.array(o)).permute(2,0,1)/127.5-1 for o in ims])
 
 # %% ../nbs/15_demo.ipynb #ph10e2
-def _panels(n_rows, n_cols): return plt.subplots(n_rows, n_cols, figsize=(2.2*n_cols,2.2*n_rows+.4), squeeze=False)
+def _panels(n_rows, n_cols):
+    size = 2.2*n_cols,2.2*n_rows+.4
+    return plt.subplots(n_rows, n_cols, figsize=size, squeeze=False)
 
 def _save(fig, path):
     "Write `fig`, whose panels have no axes, to `path`"
@@ -260,7 +262,8 @@ def localise(
     said = {T:o>0 for T,o in over_grid.items()}
     def same(a, b): return (a==b).float().mean().item()
     res = {T:[*point(maps[T],items,T), same(said[T],ys>0), same(said[T],said[32])] for T in Ts}
-    return pd.DataFrame(res, ['pointing game','median error px','accuracy','agreement']).T.rename_axis('output stride')
+    rows = 'pointing game','median error px','accuracy','agreement'
+    return pd.DataFrame(res, rows).T.rename_axis('output stride')
 
 # %% ../nbs/15_demo.ipynb #se06b
 def name_digits(
@@ -324,7 +327,9 @@ def _folder(out):
     except OSError as e:
         wanted = 'a folder, or the name of a new one in a folder that exists'
         raise SystemExit(f'--out has to be {wanted}, not {out}: {e.strerror}')
-    if not os.access(out, os.W_OK): raise SystemExit(f'--out has to be a folder that can be written to, not {out}')
+    if not os.access(out, os.W_OK):
+        raise SystemExit('--out has to be a folder that can be written to, '
+            f'not {out}')
     return out
 
 @contextmanager
@@ -345,7 +350,8 @@ def _see(path):
 def _segment_all(n, n_valid, seed, control):
     "The three learners, by name; the validation scenes; and a table"
     dls,learners,rows = scene_dls(n, n_valid),{},{}
-    for name,T,skip in (('output stride 32',32,None), ('output stride 8',8,None), ('32, with a skip',32,4)):
+    heads = ('output stride 32',32,None),('output stride 8',8,None),('32, with a skip',32,4)
+    for name,T,skip in heads:
         print(f'A small xresnet18 learns to name the digit of each pixel ({name}):')
         learners[name],rows[name] = segment(T, dls, 3, seed, skip)
     if control:

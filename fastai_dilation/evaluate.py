@@ -115,14 +115,15 @@ def _check_learner(learn):
 def _costs(net, xb, secs):
     "What `net` takes for the batch `xb`, in `secs` seconds a pass"
     peak = peak_memory(partial(net,*xb), xb[0].is_cuda)
-    return {'images/s':len(xb[0])/np.median(secs), 'peak MB':peak/2**20, 'multiply-adds G':multiply_adds(net,*xb)/1e9}
+    speed,work = len(xb[0])/np.median(secs),multiply_adds(net, *xb)
+    return {'images/s':speed, 'peak MB':peak/2**20, 'multiply-adds G':work/1e9}
 
 # %% ../nbs/14_evaluate.ipynb #7a261c9e
 def output_stride_report(
     learn,                    # a `Learner`; it is left as it was
     output_strides=(32,16,8), # output strides to compare, or one
     dl=None,                  # `DataLoader` with targets; by default the validation set
-    n=5,                      # forward passes of one batch at each output stride, for the time; the first does not count
+    n=5,                      # timed forward passes of a batch at each stride; the first does not count
     plot=False,               # draw the first metric against multiply-adds?
 ): # a `DataFrame` with a row for each output stride
     "What the model of `learn` says at several output strides, with the same weights, and what that costs"
@@ -130,7 +131,8 @@ def output_stride_report(
     output_strides,dl,model = list(L(output_strides)),ifnone(dl, learn.dls.valid),get_model(learn.model)
     with no_random(reproducible=False): native,batch = native_strides(model).output,dl.one_batch()
     if len(batch)<=dl.n_inp:
-        raise ValueError('`dl` has no targets to measure by: make it with `learn.dls.test_dl(items, with_labels=True)`')
+        raise ValueError('`dl` has no targets to measure by: '
+            'make it with `learn.dls.test_dl(items, with_labels=True)`')
     xb = batch[:dl.n_inp]
     nets = {T:sharing_copy(model,T) for T in dict.fromkeys([native,*output_strides])}
     rows,said,bar = {},{},_progress(learn, len(dl)*len(nets))

@@ -37,7 +37,8 @@ def as_tuple(o, n=1):
 
 def _why_not(pool):
     "Why `DilatedPool` cannot keep the settings of `pool`, or `None` if it can"
-    if type(pool).forward not in [o.forward for o in _avg_pools+_max_pools]: return 'nothing is known of how it pools'
+    is_known = type(pool).forward in [o.forward for o in _avg_pools+_max_pools]
+    if not is_known: return 'nothing is known of how it pools'
     if len({*as_tuple(pool.stride)})>1: return f'its stride {pool.stride} is not the same on every axis'
     if getattr(pool, 'return_indices', False): return 'its indices would point into another map'
     counts_padding = getattr(pool, 'count_include_pad', True) or max(as_tuple(pool.padding))==0
@@ -57,11 +58,14 @@ class DilatedPool(nn.Module):
         if why := _why_not(pool): raise CannotDilate(type(pool).__name__, why)
         vars(self).update(vars(pool), pool_type=type(pool), spacing=spacing)
 
-    def extra_repr(self): return f'{self.pool_type.__name__}, {self.pool_type.extra_repr(self)}, spacing={self.spacing}'
+    def extra_repr(self):
+        own = self.pool_type.extra_repr(self)
+        return f'{self.pool_type.__name__}, {own}, spacing={self.spacing}'
 
     def __setstate__(self, state):
         if 'spacing' not in state:
-            raise ValueError('This net was pickled by fastai_dilation 0.0.1. Load its `state_dict` into a new one instead')
+            raise ValueError('This net was pickled by fastai_dilation 0.0.1. '
+                'Load its `state_dict` into a new one instead')
         super().__setstate__(state)
 
     def forward(self, x):
@@ -77,7 +81,8 @@ class DilatedPool(nn.Module):
         step = self.spacing*setting('dilation')
         is_avg = hasattr(self, 'count_include_pad') # only average pools have it
         n = x.shape[ax]
-        if pad: x = F.pad(x, [0,0]*(x.ndim-1-ax) + [self.spacing*pad]*2, value=0. if is_avg else -torch.inf)
+        sides = [0,0]*(x.ndim-1-ax) + [self.spacing*pad]*2
+        if pad: x = F.pad(x, sides, value=0. if is_avg else -torch.inf)
         n_pad = x.shape[ax]
         n_out = self._n_out(n, n_pad, step*(ks-1), stride, pad)
         res = x.narrow(ax, 0, n_out)
@@ -131,7 +136,9 @@ class Kind:
         "Attributes of `m` with their new values"
         raise NotImplementedError
 
-def _times(d, setting): return setting if isinstance(setting,str) else tuple(d*o for o in as_tuple(setting))
+def _times(d, setting):
+    if isinstance(setting,str): return setting
+    return tuple(d*o for o in as_tuple(setting))
 
 # %% ../nbs/00_layers.ipynb #83593ae8
 def conv_setting(conv, name):
@@ -231,7 +238,8 @@ def restore(m, name=''):
     "Give `m`, called `name`, the settings that it had before `change`"
     undo = _undo_log(m)
     for k,o in undo.items(): # all are looked at before anything is put back
-        if o.given is not _absent and getattr(m,k)!=o.given: raise _changed_by_hand(name, k, o.given, getattr(m,k))
+        now = getattr(m, k)
+        if o.given is not _absent and now!=o.given: raise _changed_by_hand(name, k, o.given, now)
     for k,o in undo.items():
         native = _native_class(m, o.native) if k=='__class__' else o.native
         if native is _absent: delattr(m, k)
@@ -252,10 +260,11 @@ def _from_pickle(native, given):
 def _undo_log(m):
     "What `change` did to `m`, by name of the setting"
     of_002 = {k:_from_pickle(o,None) for k,o in vars(m).get('_native',{}).items()}
-    return of_002 | {k:o if hasattr(o,'given') else _from_pickle(*o) for k,o in vars(m).get('_undo',{}).items()}
+    undo = vars(m).get('_undo', {})
+    return of_002 | {k:o if hasattr(o,'given') else _from_pickle(*o) for k,o in undo.items()}
 
 # %% ../nbs/00_layers.ipynb #byh00
 def _changed_by_hand(name, k, given, now):
     "The error for module `name`, whose setting `k` is not what `change` made it"
-    return CannotDilate(name, f'its `{k}` was set to {now} by hand while its network was dilated, where it was {given}. '
-        'Change it on the native network, and it will follow every output stride')
+    what = f'its `{k}` was set to {now} by hand while its network was dilated, where it was {given}'
+    return CannotDilate(name, f'{what}. Change it on the native network, and it will follow every output stride')

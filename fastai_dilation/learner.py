@@ -35,7 +35,9 @@ from .checkpointing import *
 # %% ../nbs/12_learner.ipynb #nm07a
 def arch_name(arch):
     "The name of a timm network, or of the function that makes one"
-    return arch if isinstance(arch,str) else getattr(getattr(arch,'func',arch), '__name__', type(arch).__name__)
+    if isinstance(arch, str): return arch
+    f = getattr(arch, 'func', arch) # of a `partial`
+    return getattr(f, '__name__', type(arch).__name__)
 
 @contextmanager
 def said_of(arch, net):
@@ -48,7 +50,9 @@ def said_of(arch, net):
         warnings.simplefilter('always')
         try: yield
         except CannotDilate as e: raise CannotDilate(e.layer, renamed(e.reason)) from None
-    for w in ws: warnings.warn_explicit(w.category(renamed(str(w.message))), w.category, w.filename, w.lineno)
+    for w in ws:
+        words = w.category(renamed(str(w.message)))
+        warnings.warn_explicit(words, w.category, w.filename, w.lineno)
 
 def with_stride(arch, body, output_stride, warn):
     "`body` of `arch` at `output_stride`, or as it is where that is `None`"
@@ -71,7 +75,8 @@ def _check_name(name):
     import timm
     if ':' in name or timm.is_model(name): return # 'hf-hub:...' is not in timm's list
     if any(hasattr(o, name) for o in (models,models.xresnet)):
-        raise ValueError(f"timm has no '{name}'. Give fastai's or torchvision's function: `{name}`, without quotes")
+        raise ValueError(f"timm has no '{name}'. Give fastai's or torchvision's function: "
+            f'`{name}`, without quotes')
     raise ValueError(f"'{name}' is the name of no timm network{similar(name, timm.list_models())}")
 
 @patch_to(learner)
@@ -116,8 +121,8 @@ def _timm_encoder(arch, img_size, pretrained, weights, n_in, **kwargs):
         try: last = body(x.clone())
         except Exception as e:
             sides = 'x'.join(map(str,img_size))
-            words = f'{arch} does not run on images of {sides}. Take another network ({first_line(e)})'
-            raise ValueError(words) from e
+            raise ValueError(f'{arch} does not run on images of {sides}. '
+                f'Take another network ({first_line(e)})') from e
         n = _n_until(last, x, modules)
     is_map = last.ndim==4 and last.shape[1]==body.model.num_features # not channels last, no tokens
     if not n or not is_map:
@@ -154,7 +159,8 @@ def _show_output_stride(f):
     "Let fastai's function `f`, which takes keywords, show that `output_stride` is one, in place"
     use_kwargs_dict(keep=True, output_stride=None)(f)
 
-for name in ('vision_learner', 'unet_learner', 'cnn_learner', 'create_cnn_model'): _show_output_stride(getattr(learner,name))
+_with_keywords = learner.vision_learner,learner.unet_learner,learner.cnn_learner,learner.create_cnn_model
+for f in _with_keywords: _show_output_stride(f)
 
 def _export_to(namespace):
     "Put fastai's functions, as they are now, where `import *` takes them from"
@@ -168,4 +174,5 @@ _export_to(vars(vision_all))
 # pixels of the image for one value of the last map
 def set_output_stride(self:Learner, output_stride):
     "Trade the strides of the model beyond `output_stride` for dilation"
-    with said_of(getattr(self,'arch',type(self.model)), self.model): return set_output_stride(self, output_stride)
+    arch = getattr(self, 'arch', type(self.model))
+    with said_of(arch, self.model): return set_output_stride(self, output_stride)

@@ -92,13 +92,15 @@ def _refuse_other_strides(net, T, possible):
 # %% ../nbs/05_output_stride.ipynb #ans04
 def _refuse_answers_that_do_not_grow(net, strides):
     if strides.sample.has_several_sizes and not strides.makes(''):
-        raise CannotDilate(None, f'{type(net).__name__} reads images of several sizes, and what it makes does not grow with them, '
-            'so nothing could be compared. Change the network inside of it that the images go through')
+        raise CannotDilate(None, f'{type(net).__name__} reads images of several sizes, '
+            'and what it makes does not grow with them, so nothing could be compared. '
+            'Change the network inside of it that the images go through')
 
 def _refuse_late_layers(now, native, changed):
     for name in native.own:
         if name in now.own and name not in changed and now.reads(name)!=native.reads(name):
-            raise CannotDilate(name, 'it was added to a net that was dilated already, and has no native dilation: '
+            raise CannotDilate(name, 'it was added to a net that was dilated already, '
+                'and has no native dilation: '
                 'change the body alone')
 
 # %% ../nbs/05_output_stride.ipynb #change04
@@ -141,9 +143,9 @@ def _change(net, T, x):
 # %% ../nbs/05_output_stride.ipynb #ce32012f
 def set_output_stride(
     model,         # a network, whole or cut, or the `Learner` of one; it is changed in place
-    output_stride, # pixels of the image for one value of the last map: one of `output_strides(model)`
+    output_stride, # pixels of the image for a value of the last map: one of `output_strides(model)`
     x=None,        # a sample of its input, a tensor or a tuple, if that is not one image
-    warn=True,     # warn if the network is not exact at that stride, or if something could not be tried?
+    warn=True,     # warn if the network is not exact then, or if something could not be tried?
 ):
     "Trade the strides of `model` beyond `output_stride` for dilation; returns `model`"
     net = network_of(model)
@@ -191,7 +193,8 @@ def output_strides(
 # %% ../nbs/05_output_stride.ipynb #f48d0f90
 def global_pools(net):
     "Names of the outermost adaptive and grid pools"
-    names = [n for n,m in net.named_modules() if isinstance(m,GridPool) or 'Adaptive' in type(m).__name__]
+    def is_global(m): return isinstance(m,GridPool) or 'Adaptive' in type(m).__name__
+    names = [n for n,m in net.named_modules() if is_global(m)]
     return [n for n in names if not is_inside(parent(n), names)]
 
 def _as_grid_pool(pool, between):
@@ -207,18 +210,21 @@ def _as_plain(pool):
     for o in ('pool_type','spacing','between'): del vars(pool)[o]
 
 # %% ../nbs/05_output_stride.ipynb #4cab3b52
-how_to_put_a_pool = ("make a network of its parts, and put an `nn.AdaptiveAvgPool2d(1)` between: torchvision's `densenet121` is "
-    "`nn.Sequential(m.features, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), m.classifier)`, and its `mobilenet_v2` "
-    "the same without the ReLU. timm's have such a pool")
+_densenet = '`nn.Sequential(m.features, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), m.classifier)`'
+
+how_to_put_a_pool = ("make a network of its parts, and put an `nn.AdaptiveAvgPool2d(1)` between: "
+    f"torchvision's `densenet121` is {_densenet}, and its `mobilenet_v2` the same without the ReLU. timm's have such a pool")
 
 def pool_over(
-    model,            # a network with pool modules that read a whole map, or its `Learner`; it is changed in place
-    positions='grid', # the native ones ('grid'), all up to the last native one ('inside'), or all, as in PyTorch ('all')
+    model,            # a network with pools that read a whole map, or its `Learner`; changed in place
+    positions='grid', # the native ones, all up to the last native one ('inside'), or all ('all')
     x=None,           # a sample of its input, if that is not one image
 ):
     "Let the global pools of `model`, in its head and in SE blocks, read these `positions` of a finer map; returns `model`"
     known = 'grid','inside','all'
-    if positions not in known: raise ValueError(f"`positions` can be 'grid', 'inside' or 'all', not {positions!r}")
+    if positions not in known:
+        raise ValueError(f"`positions` can be 'grid', 'inside' or 'all', "
+            f'not {positions!r}')
     net = encoder_of(network_of(model))
     pools = {n:net.get_submodule(n) for n in global_pools(net)}
     if not pools:
@@ -243,10 +249,12 @@ def _what_to_change(net, name, T):
     up = parent(name)
     if hasattr(net.get_submodule(up), 'body'):
         body = f'{up}.body'.lstrip('.')
-        return f'Change `{body}`, in front of it, and before training: what was trained behind it expects other maps'
+        why = 'what was trained behind it expects other maps'
+        return f'Change `{body}`, in front of it, and before training: {why}'
     if hasattr(net, 'encoder'):
-        return ('`encoder` alone can be changed; the decoder behind it then gives another answer, or none, until it is trained on. '
-            f'Or build the network with `encoder_output_stride={T}`, if it takes that')
+        then = 'the decoder behind it then gives another answer, or none, until it is trained on'
+        instead = f'build the network with `encoder_output_stride={T}`, if it takes that'
+        return f'`encoder` alone can be changed; {then}. Or {instead}'
     return f'Change the encoder with `output_stride={T}` before the decoder is built'
 
 def _refuse_decoders(net, strides, T, phased, lost):
@@ -256,13 +264,15 @@ def _refuse_decoders(net, strides, T, phased, lost):
         grids = [(a,b) for c in calls for a in c.reads for b in c.makes if is_map(a) and is_map(b)]
         makes_larger = any(a.stride>T and b.stride<a.stride for a,b in grids)
         if makes_larger and not knows_spacing(net.get_submodule(name)) and not is_inside(name, phased):
-            raise CannotDilate(name, 'it makes maps larger: a decoder is built for the sizes of its encoder. '
-                f'{_what_to_change(net,name,T)}. A network that keeps a fine map beside the coarse ones (HRNet) has that one to take')
+            raise CannotDilate(name, 'it makes maps larger: '
+                f'a decoder is built for the sizes of its encoder. {_what_to_change(net,name,T)}. '
+                'A network that keeps a fine map beside the coarse ones (HRNet) has that one to take')
 
 def _refuse_hidden_strides(net, strides, misfit):
     if not misfit or not strides.reads(misfit): return
-    raise CannotDilate(misfit, f'it reads a map of stride {max(strides.reads(misfit))}, and before it the size of the map '
-        f'changes in the `forward` of {type(net).__name__} itself, where no stride can be traded. Make a module of that step')
+    raise CannotDilate(misfit, f'it reads a map of stride {max(strides.reads(misfit))}, '
+        f'and before it the size of the map changes in the `forward` of {type(net).__name__} itself, '
+        'where no stride can be traded. Make a module of that step')
 
 # %% ../nbs/05_output_stride.ipynb #e4f036cf
 def _refuse_what_is_no_map(strides, lost):
@@ -277,8 +287,9 @@ def _refuse_what_is_no_map(strides, lost):
 def _refuse_replaced_forwards(net, phased, lost):
     for name in phased:
         if name in lost and 'forward' in vars(net.get_submodule(name)):
-            raise CannotDilate(name, 'it has to run by phases, and its `forward` was replaced on the module itself '
-                '(by a hook of accelerate, or by checkpointing). Set the output stride first, or take that off')
+            raise CannotDilate(name, 'it has to run by phases, and its `forward` was replaced '
+                'on the module itself (by a hook of accelerate, or by checkpointing). '
+                'Set the output stride first, or take that off')
 
 def _refuse_crashes(net, lost):
     crashed = {n:e for n,e in lost.items() if e is not None}
@@ -303,8 +314,10 @@ def _pools_would_do(net, T, x):
 def _inexact(net, T, lost, x):
     "In words, what is not exact in `net` at output stride `T`"
     name = next(iter(lost))
-    who = f'`{name}` ({type(net.get_submodule(name)).__name__})' if name else 'in its own `forward` it'
+    cls = type(net.get_submodule(name)).__name__
+    who = f'`{name}` ({cls})' if name else 'in its own `forward` it'
     what_to_do = ("It would be with `pool_over(model, 'grid')`" if _pools_would_do(net, T, x) else
         'Train on at this stride, or let `to_pixels` do the resizing')
-    return (f'At output_stride={T} this {type(net).__name__} is not exact: {who} reads several positions of a map, '
-        f'or resizes it, and cannot run by phases. `grid_error(model, {T})` says by how much. {what_to_do}')
+    what = f'{who} reads several positions of a map, or resizes it, and cannot run by phases'
+    how_much = f'`grid_error(model, {T})` says by how much'
+    return f'At output_stride={T} this {type(net).__name__} is not exact: {what}. {how_much}. {what_to_do}'

@@ -84,7 +84,8 @@ def split(x, p):
 def _cut(y, dims, ns):
     "The first `ns` positions of `y` along `dims`, without gaps in memory"
     exports = torch.compiler.is_exporting()
-    for ax,n in zip(dims,ns): y = y.index_select(ax, torch.arange(n,device=y.device)) if exports else y.narrow(ax, 0, n)
+    def first(ax, n): return y.index_select(ax, torch.arange(n,device=y.device)) if exports else y.narrow(ax, 0, n)
+    for ax,n in zip(dims,ns): y = first(ax, n)
     return y if exports else y.contiguous()
 
 def merge(y, p, sides, last=None):
@@ -142,7 +143,9 @@ def _rebuilt(mixin, cls): return cls.__new__(mixed(mixin,cls))
 def _map_to_split(args, p):
     "Of the tensors in `args` the map whose phases `p` are; another may have sides of 1"
     maps = [o for o in tree_leaves(args) if isinstance(o,torch.Tensor) and o.ndim>max(p.dims)]
-    if not maps: raise ValueError(f'Run by phases, this module reads a map with sides at the axes {p.dims}, and was given none')
+    if not maps:
+        raise ValueError('Run by phases, this module reads a map with sides at the axes '
+            f'{p.dims}, and was given none')
     return max(maps, key=lambda o: math.prod(p.sides(o)))
 
 class Phased(InPlace):
@@ -278,7 +281,9 @@ class DepthwiseConv(InPlace):
         y = F.conv2d(phases, weight, bias, 1, native(self.padding), native(self.dilation), self.groups)
         return merge(y, p, p.sides(x), _is_channels_last(x, p.dims))
 
-    def extra_repr(self): return f'{super().extra_repr()}, or by phases where faster: spacing={self._phases.spacing}'
+    def extra_repr(self):
+        spacing = self._phases.spacing
+        return f'{super().extra_repr()}, or by phases where faster: {spacing=}'
 
 def let_run_by_phases(conv, spacing):
     "Let the plain depthwise `conv`, whose taps are `spacing` times as far apart as natively, run by phases; `restore` undoes it"

@@ -54,7 +54,9 @@ def _name(k):
 
 # %% ../nbs/09_pretrained.ipynb #0c5a0c39
 def _is_arch(weights): return re.match('xresne|xse_', weights)
-def _is_file(weights): return isinstance(weights,Path) or weights.endswith(('.safetensors','.pth','.pt','.bin','.ckpt'))
+_suffixes = '.safetensors','.pth','.pt','.bin','.ckpt'
+
+def _is_file(weights): return isinstance(weights,Path) or weights.endswith(_suffixes)
 
 # %% ../nbs/09_pretrained.ipynb #unwr18a
 # DDP, compile, Lightning, smp, detectors
@@ -71,7 +73,7 @@ def _unwrapped(sd, what):
     return sd
 
 # %% ../nbs/09_pretrained.ipynb #1c379600
-_possible = '`weights` is the path of a .safetensors or .pth file, the tag of a timm network, or the name of an xresnet'
+_possible = '`weights` is a .safetensors or .pth file, the tag of a timm network, or the name of an xresnet'
 
 def _why(e): return f"{type(e).__name__} {str(e).partition(chr(10))[0]}".strip()
 
@@ -161,17 +163,19 @@ def _source(weights):
     if weights in _published: return _published[weights]
     sibling = weights.split('_deep')[0]
     shared = f', or {sibling!r} for the stages shared with it' if sibling in _published else ''
-    raise ValueError(f'No ImageNet weights are published for {weights}. `pretrained=False` starts from random '
-        f'ones; `weights=` takes the path of a file{shared}')
+    raise ValueError(f'No ImageNet weights are published for {weights}. '
+        f'`pretrained=False` starts from random ones; `weights=` takes the path of a file{shared}')
 
 def load_weights(
     model,        # an `XResNet`, at any output stride; it is changed in place
-    weights,      # name of an xresnet, timm tag, or path of a .safetensors or .pth file with timm's or fastai's names
-    shared=None,  # only the first stages that both have? By default if a net with more is given an xresnet's name
+    weights,      # name of an xresnet, timm tag, or path of a file with timm's or fastai's names
+    shared=None,  # only the first stages that both have? By default for a net with more of them
 ):
     "Load `weights` into `model`; only the head may differ; returns `model`"
     kind = type(model).__name__
-    if not isinstance(model,XResNet): raise TypeError(f'`load_weights` is for an XResNet, not for a {kind}')
+    if not isinstance(model,XResNet):
+        raise TypeError('`load_weights` is for an XResNet, '
+            f'not for a {kind}')
     if _is_file(weights): sd = _read_file(Path(weights))
     else:
         source = _source(weights)
@@ -199,7 +203,8 @@ def _xresnet(pretrained, expansion, layers, weights=None, **kwargs):
 
 # %% ../nbs/09_pretrained.ipynb #e56c927a
 _archs = {getattr(xresnet,o):o for o in xresnet.__all__ if _is_arch(o)}
-_meta = {f:{'stats':imagenet_stats, **model_meta.get(f, _default_meta), 'weights':o} for f,o in _archs.items()}
+def _meta_of(f): return {'stats':imagenet_stats, **model_meta.get(f, _default_meta), 'weights':_archs[f]}
+_meta = {f:_meta_of(f) for f in _archs}
 model_meta.update(_meta)
 
 # %% ../nbs/09_pretrained.ipynb #f9dd22c9

@@ -90,7 +90,9 @@ def _may_run_as_one(self:Search, name, p, phased):
     return all(q==p for n,q in phased.items() if is_inside(n,[name]))
 
 @patch
-def _is_container(self:Search, name): return name in self.strides.containers or is_sequential(self.net.get_submodule(name))
+def _is_container(self:Search, name):
+    m = self.net.get_submodule(name)
+    return name in self.strides.containers or is_sequential(m)
 
 @patch
 def _outermost(self:Search, name, phased):
@@ -180,7 +182,9 @@ class _Images:
         self.net,self.strides,self.T,self.training = net,strides,T,training
         self.errors = []
 
-    def natives(self, sides, n=None): return Natives(self.net, self.strides, self.strides.sample.resized(sides,n=n), self.training)
+    def natives(self, sides, n=None):
+        xs = self.strides.sample.resized(sides, n=n)
+        return Natives(self.net, self.strides, xs, self.training)
 
     def natives_of_two(self, sides):
         try: return self.natives(sides, 2)
@@ -258,7 +262,8 @@ def _follow_in_training(net, strides, x, xs):
     try: called = _names_of_calls(net, strides, xs, asking)
     except Exception: return None # it is not known to run in training
     more = [n for n in called if n not in strides.calls and n not in closed_inside(net)]
-    return InTraining(follow(net,x,asking), asking, [n for n in more if not is_inside(parent(n),more)]) if more else None
+    if not more: return None
+    return InTraining(follow(net,x,asking), asking, [n for n in more if not is_inside(parent(n),more)])
 
 # %% ../nbs/04_search.ipynb #fnd04
 _most_trials = 60 # each finds more, or is one of the last few in which nothing is found
@@ -305,7 +310,8 @@ def _one_more_case(net, sides, like):
     if sides is None: return None
     first = like.natives
     before = Snapshot(net)
-    try: return Case(Natives(restored(net), first.strides, first.strides.sample.resized(sides), first.training), like.fill)
+    xs = first.strides.sample.resized(sides)
+    try: return Case(Natives(restored(net), first.strides, xs, first.training), like.fill)
     except Exception:
         before.put_back()
         return None
@@ -392,18 +398,19 @@ def _hooks_in_words(net, strides, T, phased):
     "Sentences on the hooks that see a finer map, or phases"
     words = []
     for name in [o for o in hooked(net) if o in strides.calls]:
-        m = net.get_submodule(name)
+        m,who = net.get_submodule(name),f'`{name}` has a hook, which'
         hooks = [*m._forward_hooks.values(), *m._forward_pre_hooks.values()]
         is_finer = max([0,*strides.reads(name),*strides.makes(name)])>T
-        if is_inside(parent(name), phased): words.append(f'`{name}` has a hook, which sees the phases of a map as the batch')
+        if is_inside(parent(name), phased): words.append(f'{who} sees the phases of a map as the batch')
         elif is_finer and not all(map(_is_known_to_look_only,hooks)):
-            words.append(f'`{name}` has a hook, which was not tried: if it changes a map, it may be told its stride')
+            words.append(f'{who} was not tried: if it changes a map, it may be told its stride')
     return words
 
 def _foreign_in_words(strides, foreign):
     "Sentences on `foreign` operations, by name of a module, whose results no trial compares"
-    return [f'{f"`{name}`" if name else "its `forward`"} calls {op}, which was not tried: if it is told the stride of a map '
-        '(`spatial_scale`), that has to change too' for name,op in foreign.items() if not strides.makes(name)]
+    def who(name): return f'`{name}`' if name else 'its `forward`'
+    words = 'which was not tried: if it is told the stride of a map (`spatial_scale`), that has to change too'
+    return [f'{who(name)} calls {op}, {words}' for name,op in foreign.items() if not strides.makes(name)]
 
 # %% ../nbs/04_search.ipynb #hea04
 def _heads_in_words(in_training, T, were_tried):
@@ -411,7 +418,8 @@ def _heads_in_words(in_training, T, were_tried):
     s = in_training.strides
     untold = [n for n in in_training.heads if max([0,*s.reads(n)])>T and not (were_tried and s.makes(n))]
     names = ' and '.join(f'`{n}`' for n in untold)
-    return [f'in training it calls {names} too, on a finer map: what comes out was not tried'] if untold else []
+    words = f'in training it calls {names} too, on a finer map: what comes out was not tried'
+    return [words] if untold else []
 
 # %% ../nbs/04_search.ipynb #8ee24f09
 def _hides_lists(strides, phased):
@@ -448,5 +456,5 @@ def try_out(net, strides, T, x=None):
     def find(fills): return _find_phased(net, T, plan, [c for o in all_natives for c in _cases(o,fills)])
     foreign = {k:v for natives in all_natives for o in natives for k,v in o.foreign.items()}
     found = _find_by_any_fill(net, plan, strides, find, may_have_nan=not foreign)
-    untried = [*found.untried, *untried, *_hooks_in_words(net,strides,T,found.phased), *_foreign_in_words(strides,foreign)]
-    return found._replace(untried=untried)
+    untried += _hooks_in_words(net, strides, T, found.phased)+_foreign_in_words(strides, foreign)
+    return found._replace(untried=found.untried+untried)

@@ -51,7 +51,8 @@ class Snapshot:
     "What each module of `net` has now: its class, its attributes, and what is in those that contain something"
     def __init__(self, net):
         self.states = [(m, type(m), dict(vars(m))) for m in net.modules()]
-        containers = [v for *_,state in self.states for v in state.values() if isinstance(v,(dict,list,set))]
+        values = [v for *_,state in self.states for v in state.values()]
+        containers = [v for v in values if isinstance(v,(dict,list,set))]
         self.contents = [(v, _items(v)) for v in containers if v]
         self.empty = [v for v in containers if not v] # most are
 
@@ -92,7 +93,9 @@ def _as_random(t):
     return nn.Parameter(res, requires_grad=False) if isinstance(t,nn.Parameter) else res
 
 # %% ../nbs/01_strides.ipynb #030364ed
-def device_of(net): return next((t.device for t in (*net.parameters(),*net.buffers())), torch.device('cpu'))
+def device_of(net):
+    ts = *net.parameters(),*net.buffers()
+    return ts[0].device if ts else torch.device('cpu')
 
 @contextmanager
 def _unchanged_random(device):
@@ -112,7 +115,8 @@ def _unchanged_random(device):
 @contextmanager
 def _no_hooks_for_all():
     "Without hooks that somebody has registered for all modules"
-    hooks = [v for k,v in vars(torch.nn.modules.module).items() if k.startswith('_global_') and k.endswith('hooks')]
+    names = [k for k in vars(nn.modules.module) if k.startswith('_global_') and k.endswith('hooks')]
+    hooks = [vars(nn.modules.module)[k] for k in names]
     contents = [(v, _items(v)) for v in hooks]
     for v in hooks: v.clear()
     try: yield
@@ -121,7 +125,8 @@ def _no_hooks_for_all():
 
 def _without_hooks(hooks):
     "Of the dict `hooks` what belongs to PyTorch itself: weight norm and spectral norm make their weights in one"
-    return type(hooks)({i:o for i,o in hooks.items() if type(o).__module__.startswith('torch.nn.utils')})
+    def is_torchs(hook): return type(hook).__module__.startswith('torch.nn.utils')
+    return type(hooks)({i:o for i,o in hooks.items() if is_torchs(o)})
 
 # %% ../nbs/01_strides.ipynb #b47bb5cx
 @contextmanager
@@ -154,8 +159,8 @@ def _leaves(o): return [o] if isinstance(o,Tensor) else tree_leaves(o)
 # %% ../nbs/01_strides.ipynb #tns01
 def tensors(o):
     "All tensors in `o`: in tuples, lists, dicts and dataclasses too"
-    found = [[t] if isinstance(t,Tensor) else tensors([*_attributes(t).values()]) for t in _leaves(o) if t is not None]
-    return [t for ts in found for t in ts]
+    def found(t): return [t] if isinstance(t,Tensor) else tensors([*_attributes(t).values()])
+    return [t for leaf in _leaves(o) if leaf is not None for t in found(leaf)]
 
 def are_in_sight(o):
     "Are all tensors of `o` in tuples, lists and dicts, where `tree_map` reaches them?"
@@ -201,7 +206,9 @@ class Sample:
         together=True,# do images of several sizes grow by as many pixels, or in ratio?
     ):
         images = [t for t in tensors(xs) if t.ndim>2]
-        if not images: raise TypeError('`x` has to contain an image, with a batch, channels and sides')
+        if not images:
+            raise TypeError('`x` has to contain an image, '
+                'with a batch, channels and sides')
         self.xs,self.first,self.together = xs,images[0],together
         self.ndim = min(ndim or images[0].ndim, images[0].ndim-2)
 
@@ -209,7 +216,9 @@ class Sample:
     def sides(self): return tuple(self.first.shape[-self.ndim:])
 
     @property
-    def has_several_sizes(self): return len({t.shape[-self.ndim:] for t in tensors(self.xs) if t.ndim==self.first.ndim})>1
+    def has_several_sizes(self):
+        images = [t for t in tensors(self.xs) if t.ndim==self.first.ndim]
+        return len({t.shape[-self.ndim:] for t in images})>1
 
     def n_values(self, side):
         "How many values the first input has with sides of `side` pixels"
@@ -263,7 +272,9 @@ def samples(net, x=None):
         xs = x if isinstance(x,tuple) else (x,)
         res = [Sample(xs, max(ndims,default=None), together) for together in (True,False)]
         return res if res[0].has_several_sizes else res[:1]
-    if not convs: raise CannotDilate(None, f'{type(net).__name__} has no convolution, so it has no stride to trade')
+    if not convs:
+        raise CannotDilate(None, f'{type(net).__name__} has no convolution, '
+            'so it has no stride to trade')
     device,dtypes = device_of(net),[o.dtype for o in net.parameters() if o.is_floating_point()]
     if device.type=='meta': device = torch.device('cpu')
     channels = dict.fromkeys([convs[0].in_channels, 3, *[o.in_channels for o in convs]])
@@ -318,7 +329,8 @@ class _Bounded(TorchDispatchMode):
         else: y = func(*args, **(kwargs or {}))
         self.n_ops += 1
         if isinstance(y,Tensor) and y.device.type!='meta': self.n_values += y.numel()
-        if self.n_values>_most_values or self.n_ops>_most_ops: raise ValueError('too much is computed on a large image')
+        is_too_much = self.n_values>_most_values or self.n_ops>_most_ops
+        if is_too_much: raise ValueError('too much is computed on a large image')
         return y
 
 def shapes_of(net, xs, meta, training=()):
@@ -349,7 +361,9 @@ class Strides:
     def makes(self, name): return _strides_of(o.makes for o in self.calls[name])
 
     @property
-    def output(self): return max([1, *[S for n in self.calls for S in (*self.reads(n),*self.makes(n))]])
+    def output(self):
+        found = [S for n in self.calls for S in (*self.reads(n),*self.makes(n))]
+        return max([1,*found])
 
     @property
     def possible(self):
@@ -379,7 +393,10 @@ def _from_two_images(net, sample, side, meta, training=()):
     device = 'meta' if meta else None
     def shapes(px): return shapes_of(net, sample.resized([px]*sample.ndim, device), meta, training)
     (small,containers),(large,_) = shapes(side),shapes(2*side)
-    def grids(a, b): return [grid_between(i, j, side, sample.ndim) for i,j in zip(a,b)] if len(a)==len(b) else []
+    def grids(a, b):
+        if len(a)!=len(b): return []
+        return [grid_between(i, j, side, sample.ndim) for i,j in zip(a,b)]
+
     def call(a, b): return Call(grids(a.reads,b.reads), grids(a.makes,b.makes))
     inside = closed_inside(net)
     seen = [n for n in small if n not in inside]
@@ -391,7 +408,8 @@ def _refuse_uneven_strides(names, small, large, side, ndim):
         pairs = [ab for a,b in zip(small[name],large[name]) for ab in zip(a.makes,b.makes)]
         uneven = next(filter(None, [uneven_strides(a,b,side,ndim) for a,b in pairs]), None)
         if uneven:
-            raise UnevenStrides(name or None, f'its map has one value for every {"x".join(map(str,uneven))} pixels: '
+            pixels = 'x'.join(map(str,uneven))
+            raise UnevenStrides(name or None, f'its map has one value for every {pixels} pixels: '
                 'strides that differ by axis cannot be told by one number, nor changed yet')
 
 class UnevenStrides(CannotDilate): "The strides of a map differ by axis"
@@ -479,5 +497,5 @@ def _why_it_does_not_run(net, x, error):
         return (f'{name} runs on the sample, of {shapes}, and not on images of other sizes ({first_line(error)}), '
             'so its strides cannot be followed')
     if x is not None: return f'{name} does not run on the sample `x`, of {shapes}: {first_line(error)}'
-    return (f'{name} does not run on an image that was made up for it, of {sample.first.shape[1]} channels: {first_line(error)}. '
-        'Give a sample of what it reads, a tensor or a tuple: `x=`')
+    what = f'{name} does not run on an image that was made up for it, of {sample.first.shape[1]} channels'
+    return f'{what}: {first_line(error)}. Give a sample of what it reads, a tensor or a tuple: `x=`'

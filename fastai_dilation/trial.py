@@ -147,7 +147,8 @@ class Natives:
 
     def n_positions(self):
         "The fewest positions on an axis of a map of the coarsest stride"
-        noted = [o for calls in self.record.values() for c in calls if c for o in (*c.reads,*c.makes)]
+        calls = [c for cs in self.record.values() for c in cs if c]
+        noted = [o for c in calls for o in (*c.reads,*c.makes)]
         S = self.strides.output
         coarsest = [o for o in noted if is_map(o.grid) and o.grid.stride==S]
         return min([o.value.shape[i] for o in coarsest for i in o.grid.dims], default=0)
@@ -199,7 +200,9 @@ def _is_right(self:Trial, t, noted):
 def _all_right(self:Trial, ts, noted): return len(ts)==len(noted) and all(map(self._is_right, ts, noted))
 
 @patch
-def _fits(self:Trial, t, noted): return is_map(noted.grid) and has_native_size(t, noted.value, noted.grid, self.T)
+def _fits(self:Trial, t, noted):
+    grid = noted.grid
+    return is_map(grid) and has_native_size(t, noted.value, grid, self.T)
 
 # %% ../nbs/03_trial.ipynb #dc3068b2
 def _with_tensors(o, ts):
@@ -306,7 +309,8 @@ def _note_sides(self:Trial, name, y, call):
     "Note the sides of the first map in `y` that is finer than natively"
     for t,o in zip(tensors(y), call.makes):
         is_finer = is_map(o.grid) and fineness(o.grid,self.T)>1 and t.ndim==o.value.ndim
-        if is_finer: self.sides.setdefault(name, (fineness(o.grid,self.T), [t.shape[i] for i in o.grid.dims]))
+        sides = [t.shape[i] for i in o.grid.dims] if is_finer else None
+        if is_finer: self.sides.setdefault(name, (fineness(o.grid,self.T), sides))
 
 @patch
 def _next_call(self:Trial, name):

@@ -23,7 +23,8 @@ from .output_stride import *
 from .pretrained import *
 
 # %% ../nbs/10_xresnet.ipynb #54b4e45b
-_patching = 'first_dilation' not in inspect.signature(getattr(ResBlock,'_orig___init__',ResBlock.__init__)).parameters
+_fastais_init = getattr(ResBlock, '_orig___init__', ResBlock.__init__)
+_patching = 'first_dilation' not in inspect.signature(_fastais_init).parameters
 
 # %% ../nbs/10_xresnet.ipynb #rb06b
 def _is_fastais(dilation, first_dilation, padding=None, ks=3, **kwargs):
@@ -38,15 +39,19 @@ def _layers_with_taps(path):
 
 def _dilate(m, d):
     "Move the taps of `m` apart, for good: a block that is built dilated has no native settings to go back to"
-    if not kind_of(m): raise CannotDilate(type(m).__name__, 'nothing is known of how its taps could be moved apart')
-    for k,v in kind_of(m).settings(m, d).items(): setattr(m, k, v)
+    kind,words = kind_of(m),'nothing is known of how its taps could be moved apart'
+    if not kind: raise CannotDilate(type(m).__name__, words)
+    for k,v in kind.settings(m, d).items(): setattr(m, k, v)
 
 if _patching:
     @patch
     @delegates(ResBlock.__init__)
     def __init__(self:ResBlock, expansion, ni, nf, stride=1, *args, dilation=1, first_dilation=None, **kwargs):
         build = partial(ResBlock._orig___init__, self, expansion, ni, nf)
-        if _is_fastais(dilation, first_dilation, **kwargs): return build(stride, *args, dilation=dilation, **kwargs)
+        if _is_fastais(dilation, first_dilation, **kwargs):
+            build(stride, *args, dilation=dilation, **kwargs)
+            return
+
         first_dilation = ifnone(first_dilation, dilation)
         divides = min(first_dilation,dilation)>=1 and dilation%first_dilation==0
         if not divides or (stride>1 and dilation>1):
@@ -58,7 +63,8 @@ if _patching:
         for i,o in enumerate(_layers_with_taps(self.convpath)): _dilate(o, dilation if i else first_dilation)
 
     # fastai's metaclass has made the signature when the class was made
-    ResBlock.__signature__ = inspect.Signature(list(inspect.signature(ResBlock.__init__).parameters.values())[1:])
+    _self,*_params = inspect.signature(ResBlock.__init__).parameters.values()
+    ResBlock.__signature__ = inspect.Signature(_params)
 
 # %% ../nbs/10_xresnet.ipynb #9ccd5240
 def _takes(net, block, keyword):
@@ -79,5 +85,5 @@ def __init__(self:XResNet, block, expansion, layers, *args, output_stride=None, 
     if ours.get('output_stride') is not None: set_output_stride(self, output_stride, warn=False)
 
 # %% ../nbs/10_xresnet.ipynb #3fe5dab3
-_constructors = [f for k,f in vars(xresnet).items() if k in xresnet.__all__ and k.startswith(('xres','xse'))]
-for f in _constructors: use_kwargs_dict(keep=True, output_stride=None, weights=None)(f)
+_constructors = [o for o in xresnet.__all__ if o.startswith(('xres','xse'))]
+for f in [getattr(xresnet,o) for o in _constructors]: use_kwargs_dict(keep=True, output_stride=None, weights=None)(f)
