@@ -16,9 +16,11 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent/o) for o in ('tests',
 from util import alive, grid_diff, with_weights
 from fastai_dilation.all import set_output_stride
 from fastai_dilation.evaluate import peak_memory
+from fastai_dilation.layers import phases_of
 from fastai_dilation.phases import Phased, Phases, merge, split
 from fastai_dilation.search import Search, apply_plan, make_plan, outermost_only, restored
 from fastai_dilation.strides import follow
+from fastai_dilation.trial import difference
 
 device = torch.device('cuda')
 formats = {'contiguous':torch.contiguous_format, 'channels_last':torch.channels_last}
@@ -77,7 +79,6 @@ def settings(precision, benchmark, autocast=False):
 
 def grads(f, params, g): return lambda: torch.autograd.grad(f(), params, g)
 
-def largest(a, b): return ((a-b).abs().max()/b.abs().max()).item()
 
 def time_conv(kind, d, side, fmt, precision, benchmark, bs, secs):
     "A conv whose taps are `d` apart, and the native conv on the phases: with the copies, and between them"
@@ -92,7 +93,7 @@ def time_conv(kind, d, side, fmt, precision, benchmark, bs, secs):
     fs = [lambda: dilated(x), lambda: merge(native(split(x,p)), p, p.sides(x)), lambda: native(phases)]
     row = dict(kind=kind, spacing=d, side=side, memory=fmt, precision=precision, benchmark=benchmark)
     with settings(precision, benchmark):
-        with torch.no_grad(): error,forward = largest(fs[1](), fs[0]()),in_turns(fs, secs)
+        with torch.no_grad(): error,forward = difference(fs[1](), fs[0]()),in_turns(fs, secs)
         ys = [torch.randn_like(fs[0]().detach())]*2
         ys.append(split(ys[0], p))
         leaves = [(x,dilated.weight), (x,native.weight), (phases,native.weight)]
@@ -120,7 +121,7 @@ def body(m): return Feats(m) if hasattr(m,'forward_features') else create_body(m
 def by_phases(net, T):
     "A copy of `net`, which is at output stride `T`, whose blocks run by phases wherever they can"
     net = deepcopy(net)
-    found = {n:m._by_phases for n,m in net.named_modules() if isinstance(m,Phased)}
+    found = {n:phases_of(m) for n,m in net.named_modules() if isinstance(m,Phased)}
     strides = follow(restored(net))
     plan = make_plan(strides, T)
     wanted = {n:Phases(d) for n,(d,_) in plan.items() if strides.own[n]==1}

@@ -30,18 +30,13 @@ def pools(name, side, n):
     share()
     return ratio(*np.array([share() for _ in range(n)]).T)
 
-timed_import = """
-from time import perf_counter
-a = perf_counter()
-import fastai.vision.all
-b = perf_counter()
-import fastai_dilation.all
-print(b-a, perf_counter()-b)
-"""
+whats = dict(torch='import torch', core='import fastai_dilation', fastai='import fastai.vision.all', all='import fastai_dilation.all')
+
 def imports(n):
-    "Median seconds that fastai takes to import in a new process, and this package after it"
-    def once(): return [*map(float, subprocess.check_output([sys.executable,'-W','ignore','-c',timed_import]).split())]
-    return np.median([once() for _ in range(n)], axis=0)
+    "Median seconds of a new process that imports torch, the core, fastai, and all of this package, in turns"
+    def start(line): subprocess.run([sys.executable,'-W','ignore','-c',line], check=True)
+    secs = time_in_turns([partial(start,o) for o in whats.values()], n+1)
+    return dict(zip(whats, map(np.median, secs)))
 
 @call_parse
 def main(
@@ -57,5 +52,6 @@ def main(
     for name in ('xresnet18','xresnet34','xresnet50'):
         share,spread = pools(name, side, n)
         print(f'{name} at 8: its dilated pools take {100*share:.1f} % of a forward (spread {100*spread:.1f})')
-    fastai,ours = imports(min(n,5))
-    print(f'import: {ours:.2f} s after fastai, which takes {fastai:.1f} s')
+    secs = imports(min(n,5))
+    print('import, a new process: ' + ', '.join(f'{k} {s:.1f} s' for k,s in secs.items()))
+    print(f"the core over torch: {secs['core']/secs['torch']:.2f}; all over fastai: {secs['all']/secs['fastai']:.2f}")

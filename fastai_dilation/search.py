@@ -81,7 +81,8 @@ def hooked(net):
 def _may_run_as_one(self:Search, name, p, phased):
     "May module `name` run by phases `p` as one?"
     calls = self.strides.calls[name]
-    if len(calls)!=1 or any(is_inside(parent(n),[name]) for n in self.hooked): return False
+    if len(calls)!=1 or not can_run_by_phases(self.net.get_submodule(name)): return False
+    if any(is_inside(parent(n),[name]) for n in self.hooked): return False
     reads,makes = [{g for g in grids if g} for grids in calls[0]]
     if len(reads)!=1 or reads!=makes or not all(is_map(g) and g.dims==p.dims for g in reads): return False
     S = reads.pop().stride

@@ -259,7 +259,7 @@ def _how_by_phases(self:Trial, name, m, call):
     if not name or phases_of(m) is not None: return None
     # anybody may call its modules one by one
     if is_sequential(m) or name in self.strides.containers: return None
-    if not are_in_sight(call.result) or not self._grids(call): return None
+    if not can_run_by_phases(m) or not are_in_sight(call.result) or not self._grids(call): return None
     read,made = self._grids(call)
     if not is_map(read) or not is_map(made) or read.dims!=made.dims or made.stride%read.stride: return None
     s = made.stride//read.stride

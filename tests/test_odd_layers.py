@@ -1,5 +1,6 @@
 "Layers as people make and change them: numbers and lists as settings, weights that are made, forwards that were replaced"
 import pickle
+from abc import ABC
 from functools import partial
 import pytest, torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
@@ -133,3 +134,17 @@ def test_strides_that_differ_by_axis_are_said():
 def test_a_first_layer_with_strides_that_differ_by_axis():
     net = nn.Sequential(nn.Conv2d(3,8,3,(2,1),1), nn.Conv2d(8,8,3,2,1))
     with pytest.raises(CannotDilate, match='2x1 pixels'): set_output_stride(net, 1)
+
+class AbstractGate(ABC, Gate): "Objects of a class that begins with `ABC` cannot get another one"
+
+class Around(nn.Module):
+    "A block with `gate` in it"
+    def __init__(self, gate):
+        super().__init__()
+        self.conv,self.gate = nn.Conv2d(8,8,3,1,1),gate
+    def forward(self, x): return x+self.gate(self.conv(x))
+
+def test_a_class_of_another_layout_is_run_with_the_module_around_it():
+    "Or, where there is none, the warning names it"
+    exact(net_with(Around(AbstractGate())))
+    assert 'AbstractGate' in said(set_output_stride, net_with(AbstractGate()), 1)[0]
