@@ -17,7 +17,7 @@ Modules:
 
 - `fastai_dilation.ask`: Is the last map exact, what becomes of each layer, what does that cost, and where does a classifier see what?
 - `fastai_dilation.checkpointing`: Train at a finer stride with the memory of a coarser one
-- `fastai_dilation.deeplab`: A learner whose dilation rates follow the output stride, and a resizing that keeps each value at its pixel
+- `fastai_dilation.deeplab`: A learner whose dilation rates follow the output stride, for each body that can be dilated
 - `fastai_dilation.demo`: The demo: ImageNet weights on photos, and small networks on handwritten digits, at output strides from 32 to 4
 - `fastai_dilation.evaluate`: Accuracy, time, memory, and where the accuracy goes
 - `fastai_dilation.holders`: Tell the core of fastai's `Learner` and U-Net

@@ -100,8 +100,10 @@ def check(
     layers,native = explain(net, output_stride),multiply_adds(net, *xs)
     set_output_stride(net, output_stride, warn=False)
     work = multiply_adds(net, *xs)/native
-    n_of = [sum(o in layer.becomes for layer in layers) for o in ('->','taps','phases')]
-    return Answer(*_off(net, output_stride), *n_of, sides, work, strides.possible)
+    becomes = [o.becomes.partition(', with ')[0] for o in layers] # without the name of the module around it
+    traded,apart,phased = [sum(o in says for says in becomes) for o in ('->','taps','phases')]
+    off,warned = _off(net, output_stride)
+    return Answer(off, warned, traded, apart, phased, sides, work, strides.possible)
 
 # %% ../nbs/16_check.ipynb #884f7f8f
 def _in_words(answer):

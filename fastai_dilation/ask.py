@@ -43,16 +43,20 @@ def before_pixels(net, strides):
 LastMap = namedtuple('LastMap', [
     'name',    # of the module that made it
     'tensors', # what that returned
+    'grids',   # how these lie in the image
 ])
 
 def last_maps(net, strides, xs, names):
     "By native stride, in the order in which they are made: the `LastMap` of those that the modules `names` make of `xs`"
-    found = {}
+    found,n_calls = {},defaultdict(int)
     def note(name, forward, *args, **kwargs):
         y = forward(*args, **kwargs)
-        for S in strides.makes(name) if name in names else ():
+        if name not in names: return y
+        grids = strides.calls[name][n_calls[name]].makes
+        n_calls[name] += 1
+        for S in {o.stride for o in grids if is_map(o)}:
             found.pop(S, None) # so that it stands at the end
-            found[S] = LastMap(name, tensors(y))
+            found[S] = LastMap(name, tensors(y), grids)
         return y
     try:
         with watched(net, note): net(*xs)
@@ -71,14 +75,14 @@ def _error(t, native, grid, T):
 # a layer is hardly seen if half of what it makes moves the last map by less than this part
 _hardly = 1e-3
 
-def _influence(net, strides, xs, names, ends):
+def _influence(net, xs, names, ends):
     "By name of a layer in `names`: how far half of what it makes moves what the modules `ends` make, as a part of that"
-    zeros,outs,maps = defaultdict(list),defaultdict(list),{}
+    added,maps = [],{} # name, zero and what it was added to
     def plus_zero(name, t):
         if not isinstance(t,Tensor) or not t.is_floating_point(): return t
-        zeros[name].append(torch.zeros_like(t, requires_grad=True))
-        outs[name].append(t.detach())
-        return t+zeros[name][-1]
+        zero = torch.zeros_like(t, requires_grad=True)
+        added.append((name, zero, t.detach()))
+        return t+zero
     def note(name, forward, *args, **kwargs):
         y = forward(*args, **kwargs)
         if name in names: y = tree_map(partial(plus_zero,name), y)
@@ -89,11 +93,12 @@ def _influence(net, strides, xs, names, ends):
         seen = [t for ts in maps.values() for t in ts if t.requires_grad]
         if not seen: raise ValueError('no gradient comes back')
         said = sum((torch.randn_like(t)*t).sum()/t.detach().norm() for t in seen)
-        all_zeros = [o for os in zeros.values() for o in os]
-        grads = iter(torch.autograd.grad(said, all_zeros, allow_unused=True))
-    def norm(t, grad): return 0. if grad is None else (grad*t).norm().item()
-    def moved(ts): return math.hypot(*[norm(t,grad) for t,grad in zip(ts,grads)])/2
-    return {name:moved(outs[name]) for name in zeros}
+        grads = torch.autograd.grad(said, [zero for _,zero,_ in added], allow_unused=True)
+    moved = defaultdict(float)
+    for (name,_,t),grad in zip(added,grads):
+        by_half = 0. if grad is None else (grad*t).norm().item()/2
+        moved[name] = math.hypot(moved[name], by_half)
+    return moved
 
 # %% ../nbs/07_ask.ipynb #ge09c
 def _warn_of_unseen(net, strides, xs, names, ends):
@@ -101,7 +106,7 @@ def _warn_of_unseen(net, strides, xs, names, ends):
     order = [*strides.calls]
     # they have returned when the maps are made
     names = [n for n in order[:max(map(order.index, ends))+1] if n in names]
-    try: shares = _influence(net, strides, xs, names, ends)
+    try: shares = _influence(net, xs, names, ends)
     except Exception as e: # a network need not be able to go backwards
         words = f'Which layers this number can see is not known: {first_line(e)}'
         return warnings.warn(words, stacklevel=3)
@@ -147,8 +152,7 @@ def grid_error(
         ends = {*makers} if levels else {makers[-1]}
         if changed: _warn_of_unseen(net, strides, xs, changed & names, ends)
     def error(S):
-        grids = strides.calls[found[S].name][-1].makes
-        outputs = zip(found[S].tensors, native[S].tensors, grids)
+        outputs = zip(found[S].tensors, native[S].tensors, found[S].grids)
         maps = [o for o in outputs if is_map(o[-1]) and o[-1].stride==S]
         return max(_error(*o, output_stride) for o in maps)
     if levels: return {S:error(S) for S in sorted(found)}
@@ -159,7 +163,7 @@ def _layer_name(m):
     ks = getattr(m, 'kernel_size', None)
     return f"{type(m).__name__} {'x'.join(map(str,as_tuple(ks,2)))}" if ks else type(m).__name__
 
-def _in_words(own, stride, how):
+def _becomes(own, stride, how):
     "A stride that is traded, and `how` else a layer changes"
     traded = f'stride {own} -> {stride}' if own!=stride else ''
     return ', '.join(filter(None, (traded,how))) or 'as it is'
@@ -167,7 +171,7 @@ def _in_words(own, stride, how):
 # %% ../nbs/07_ask.ipynb #ex09b3
 def _phases_in_words(p):
     sides = 'x'.join([str(p.n)]*len(p.dims))
-    return _in_words(p.stride, p.kept, f'by {sides} phases' if p.n>1 else '')
+    return _becomes(p.stride, p.kept, f'by {sides} phases' if p.n>1 else '')
 
 def _what_becomes(name, strides, plan, phased):
     "In words, what becomes of the layer `name`"
@@ -177,7 +181,7 @@ def _what_becomes(name, strides, plan, phased):
     if name not in plan: return 'as it is'
     dilation,stride = plan[name]
     apart = f'taps {dilation} times as far apart' if dilation>1 else ''
-    return _in_words(strides.own[name], stride, apart)
+    return _becomes(strides.own[name], stride, apart)
 
 # %% ../nbs/07_ask.ipynb #2fa88bee
 Layer = namedtuple('Layer', [
@@ -189,7 +193,7 @@ Layer = namedtuple('Layer', [
 ])
 
 class Table(list):
-    "Rows, namedtuples of one kind, that print as a table"
+    "Rows, each a `Layer`, that print as a table"
     def __getitem__(self, i):
         found = super().__getitem__(i)
         return Table(found) if isinstance(i,slice) else found
@@ -277,7 +281,7 @@ def _head_pool(net, x):
             'so it cannot be asked about one')
     return pools[-1]
 
-def _check_batch(net, x):
+def _refuse_what_is_no_batch(net, x):
     convs = [o for o in net.modules() if isinstance(o,nn.modules.conv._ConvNd)]
     ndim = max([o.weight.ndim for o in convs], default=4)
     if not isinstance(x,Tensor) or x.ndim!=ndim:
@@ -292,7 +296,7 @@ def class_maps(
 ): # what it says of each position: batch, classes, and the sides of the map
     "What the head of a classifier says of each position of its last map"
     net = network_of(model)
-    _check_batch(net, x)
+    _refuse_what_is_no_batch(net, x)
     pool,sides = _head_pool(net, x[:1]),[]
     def one_by_one(name, forward, *args, **kwargs):
         if name!=pool: return forward(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""A learner whose dilation rates follow the output stride, and a resizing that keeps each value at its pixel
+"""A learner whose dilation rates follow the output stride, for each body that can be dilated
 
 Smaller output strides are mostly used with heads that predict each pixel. The best-known ones are DeepLabV3's ([Chen et al. 2017](https://arxiv.org/abs/1706.05587)) and DeepLabV3+'s ([2018](https://arxiv.org/abs/1802.02611)). Here they are as a learner, for each network of `vision_learner`'s that can be dilated:
 
@@ -84,7 +84,7 @@ class ChannelsFirst(TimmBody):
     "A body of timm's that makes maps with their channels last, as one that has them first"
     def forward(self, x): return super().forward(x).movedim(-1, 1)
 
-def _with_stride(arch, body):
+def _readable(arch, body):
     "`body` of `arch`, its map with the channels first, and its native stride"
     with said_of(arch, body): strides = follow(body)
     grid,*_ = strides.calls[''][-1].makes
@@ -211,7 +211,7 @@ def create_deeplab_model(
 ):
     "DeepLabV3 or V3+ on the body of `arch`"
     body = _body(arch, pretrained, weights, cut, n_in, **kwargs)
-    body,S = _with_stride(arch, body)
+    body,S = _readable(arch, body)
     rates = _scale(L(rates), S)
     if skip is None:
         head = _head(num_features_model(nn.Sequential(body)), n_out, rates)

@@ -170,9 +170,12 @@ _export_to(globals())
 _export_to(vars(vision_all))
 
 # %% ../nbs/12_learner.ipynb #087ffb44
+_set_output_stride = set_output_stride # the core's
+
 @patch
-# pixels of the image for one value of the last map
-def set_output_stride(self:Learner, output_stride):
+def set_output_stride(self:Learner,
+    output_stride, # pixels of the image for one value of the last map
+):
     "Trade the strides of the model beyond `output_stride` for dilation"
     arch = getattr(self, 'arch', type(self.model))
-    with said_of(arch, self.model): return set_output_stride(self, output_stride)
+    with said_of(arch, self.model): return _set_output_stride(self, output_stride)

@@ -230,11 +230,12 @@ def pool_over(
     if not pools:
         raise ValueError(f'{type(net).__name__} has no adaptive pool module whose positions could be chosen. '
             f'If it takes a mean by a function, {how_to_put_a_pool}')
-    for p in pools.values():
-        if isinstance(p,GridPool): _as_plain(p)
-    if positions=='all': return model
-    for p in pools.values(): _as_grid_pool(p, between=positions=='inside')
-    for name,finer in _finer(net, pools, x).items(): change(pools[name], spacing=finer)
+    with _rolled_back_on_error(net):
+        for p in pools.values():
+            if isinstance(p,GridPool): _as_plain(p)
+        if positions=='all': return model
+        for p in pools.values(): _as_grid_pool(p, between=positions=='inside')
+        for name,finer in _finer(net, pools, x).items(): change(pools[name], spacing=finer)
     return model
 
 def _finer(net, names, x):
@@ -260,7 +261,7 @@ def _what_to_change(net, name, T):
 def _refuse_decoders(net, strides, T, phased, lost):
     whom_to_blame = dict.fromkeys([*filter(None,lost), *strides.calls]) # what is lost first
     for name in whom_to_blame:
-        calls = strides.calls[name]
+        calls = strides.calls.get(name, ()) # none, if it is called in training alone
         grids = [(a,b) for c in calls for a in c.reads for b in c.makes if is_map(a) and is_map(b)]
         makes_larger = any(a.stride>T and b.stride<a.stride for a,b in grids)
         if makes_larger and not knows_spacing(net.get_submodule(name)) and not is_inside(name, phased):
@@ -277,7 +278,8 @@ def _refuse_hidden_strides(net, strides, misfit):
 # %% ../nbs/05_output_stride.ipynb #e4f036cf
 def _refuse_what_is_no_map(strides, lost):
     for name in lost:
-        grids = [g for c in strides.calls[name] for g in (*c.reads,*c.makes) if g and not is_map(g)]
+        calls = strides.calls.get(name, ())
+        grids = [g for c in calls for g in (*c.reads,*c.makes) if g and not is_map(g)]
         if not grids: continue
         has_sides = len(grids[0].dims)==strides.sample.ndim
         raise CannotDilate(name or None, 'its stride is not the same on every axis' if has_sides else

@@ -55,7 +55,7 @@ class ToPixels(nn.Module):
 
     def forward(self, x, size):
         T = self.output_stride
-        # pixels between two positions of that map, and of the first one:
+        # that map may be finer than natively too, and its first position has not moved
         step = min(self.level, T)
         first_at = (self.level-1)/2
         return to_pixels(x, size, T/step, (self.offset-first_at)/step)

@@ -87,7 +87,8 @@ def _may_run_as_one(self:Search, name, p, phased):
     if len(reads)!=1 or reads!=makes or not all(is_map(g) and g.dims==p.dims for g in reads): return False
     S = reads.pop().stride
     dilated = [n for n in self.plan if is_inside(n,[name])]
-    if any(self.strides.own[n]!=1 or self.strides.reads(n)!=[S] for n in dilated): return False
+    # a layer that is called in training alone has no stride of its own here
+    if any(self.strides.own.get(n)!=1 or self.strides.reads(n)!=[S] for n in dilated): return False
     return all(q==p for n,q in phased.items() if is_inside(n,[name]))
 
 @patch
@@ -132,10 +133,7 @@ def outermost_only(phased):
     return {n:p for n,p in phased.items() if not is_inside(parent(n), phased)}
 
 # %% ../nbs/04_search.ipynb #9562098a
-_reach = 18             # so many positions away there is a native one: a dilation of 18 finds it
-# of a finer map, if its network has a native stride above 64, and an image many pixels
-_most_positions = 5_000
-_most_pixels = 2**17    # of such an image
+_reach = 18 # so many positions away there is a native one: a dilation of 18 finds it
 
 def _sides(first, others, ndim): return first,*[others]*(ndim-1)
 
@@ -144,22 +142,29 @@ def _trial_sides(S, T, ndim, more=0):
     if S>64: return _sides_for_large_strides(S, T, ndim)
     has_many_pixels = ndim>2 # a volume has, as it is
     n_reach = 0 if has_many_pixels else ceil_div(_reach*T, S) # in native positions
+    # native positions behind the first; tiles of 7, as many windows are, find one whole
     n_high,n_wide = max(2 if has_many_pixels else 6, n_reach),max(3,n_reach+1)
     # on behind `n*S` pixels, the last position of a map is native, also without padding
     def ends(n): return (n+more)*S
     def goes_on(n): return (n+more)*S - (T if more else 0)
+    # 2 pixels more are even, and one position more at a `T` of 2 alone
     small = _sides(goes_on(3), ends(2)+min(2,T), ndim)
     return small,_sides(ends(n_high)+1, goes_on(n_wide)-1, ndim)
 
 # %% ../nbs/04_search.ipynb #lrg04
+_most_positions = 5_000 # of the finer map,
+_most_pixels = 2**17    # and of the image, of a network with a native stride above 64
+
 def _sides_for_large_strides(S, T, ndim):
+    "Two or three native positions on the long side, and one on the short one: more would take too long"
     long = 2*S+1
-    short = min(S, min(_most_positions*T*T, _most_pixels)//long)
-    if short<33: long,short = 65,64
+    short = min(S, min(_most_positions*T*T, _most_pixels)//long**(ndim-1))
+    if short<33: long,short = 65,64 # it pays no more
     return _sides(short,long,ndim),_sides(long,short,ndim)
 
 def _window_sides(S, ndim):
     "For networks that cut their maps into windows, or that want multiples of their stride"
+    # windows of 4, 7 and 8 positions are usual; a network of volumes may have room for 2 alone
     all_sides = [_sides(k*S, 2*k*S, ndim) for k in (4,7,8,2)]
     return [o for o in all_sides if math.prod(o)<=_most_pixels or o is all_sides[-1]]
 
@@ -194,14 +199,14 @@ class _Images:
     def in_windows(self, sides): return [self.natives_of_two(sides), self.natives(sides[::-1])]
 
 # %% ../nbs/04_search.ipynb #edf27a2c
-_most_larger = 3 # times that larger images are made
+_most_sizes = 3 # of images, each larger than the one before
 
 @patch
 def small_and_large(self:_Images):
     "`Natives` of two images; they are larger if the coarsest map comes out with less than three positions"
     S,ndim = self.strides.output,self.strides.sample.ndim
     more,res = 0,None
-    for _ in range(_most_larger):
+    for _ in range(_most_sizes):
         small,large = _trial_sides(S, self.T, ndim, more)
         try: res = self.natives_of_two(small)
         except Exception as e:
@@ -301,84 +306,89 @@ def _find_phased(net, T, plan, cases):
         if n_clean<len(cases): continue
         more = _one_more_case(net, edges.more_sides(), cases[0])
         if more is None: return Found(phased, lost, misfit)
-        apply_plan(net, plan, phased)
         cases.append(more)
         i = len(cases)-1
     return Found(phased, lost or {'':None}, misfit) # something was still found
 
 def _one_more_case(net, sides, like):
-    "A `Case` with an image of these `sides`, if there are any and the native `net` runs on it; `net` is native then"
+    "A `Case` with an image of these `sides`, if there are any and the native `net` runs on it"
     if sides is None: return None
     first = like.natives
-    before = Snapshot(net)
-    xs = first.strides.sample.resized(sides)
-    try: return Case(Natives(restored(net), first.strides, xs, first.training), like.fill)
-    except Exception:
-        before.put_back()
-        return None
+    with Snapshot(net):
+        try: natives = Natives(restored(net), first.strides, first.strides.sample.resized(sides), first.training)
+        except Exception: return None
+    return Case(natives, like.fill)
 
 # %% ../nbs/04_search.ipynb #edg04
 _most_more_images = 2
 
 _Edge = namedtuple('_Edge', [
-    'n',    # is this number of positions, on an axis of a map,
-    'm',    # a multiple of this one?
-    'step', # with so many pixels more, it is one position more
+    'positions', # is this number of them, on an axis of a map,
+    'of',        # a multiple of this one?
+    'step',      # with so many pixels more, it is one position more
 ])
 
-def _is_multiple(edge, px=0): return (edge.n+px//edge.step)%edge.m==0
+def _is_multiple(edge, px=0): return (edge.positions+px//edge.step)%edge.of==0
 
-_Read = namedtuple('_Read', [
-    'sides',# of the first map that a module reads
-    'm',    # so many times smaller is the one that it makes
-    'step', # its stride
+_FirstRead = namedtuple('_FirstRead', [
+    'sides',   # of the first map that a module reads
+    'smaller', # so many times smaller is the one that it makes
+    'step',    # the stride of the map that it reads
 ])
 
-def _reads(natives, name):
-    "`_Read` of the first native call of module `name`"
+def _first_read(natives, name):
+    "`_FirstRead` of the first native call of module `name`"
     call = next(iter(natives.record.get(name,[])), None) or Record([],[],None)
     reads,makes = [[o for o in noted if is_map(o.grid)] for noted in (call.reads,call.makes)]
-    if not reads or not makes: return _Read([], 1, 1)
+    if not reads or not makes: return _FirstRead([], 1, 1)
     value,grid = reads[0]
-    return _Read([value.shape[i] for i in grid.dims], makes[0].grid.stride//grid.stride, grid.stride)
+    return _FirstRead([value.shape[i] for i in grid.dims], makes[0].grid.stride//grid.stride, grid.stride)
+
+_Asked = namedtuple('_Asked', [
+    'name', # of a module
+    'axis', # of its map
+    'what', # is the 'end' of the finer map that it makes native, or the native 'side' that it reads a multiple?
+])
 
 class _Edges:
     "Which kinds of far edge the maps of a changed network were seen with"
     def __init__(self, T, plan):
         self.T,self.plan = T,plan
-        self.first = None           # `Natives` of the first image
-        self.at_first = {}          # by name, axis and what is asked: the edge on that image
-        self.seen = defaultdict(set)# and what was seen on all of them: a multiple, or none
-        self.asked,self.tried,self.n_images = set(),defaultdict(set),0
+        self.first = None            # `Natives` of the first image
+        self.at_first = {}           # by what is `_Asked`: the edge on that image
+        self.seen = defaultdict(set) # and the answers on all images: a multiple, or none
+        self.settled = set()         # what is not asked again
+        self.tried = defaultdict(set)# by axis: how many pixels more there were
+        self.n_images = 0            # further ones
 
-    def _note(self, what, edge):
-        self.seen[what].add(_is_multiple(edge))
-        self.at_first.setdefault(what, edge)
+    def _note(self, asked, edge):
+        self.seen[asked].add(_is_multiple(edge))
+        self.at_first.setdefault(asked, edge)
 
     def note(self, natives, trial):
         self.first = self.first or natives
         for name,(f,ns) in trial.sides.items():
-            for axis,n in enumerate(ns): self._note((name,axis,'end'), _Edge(n-1, f, self.T))
+            for axis,n in enumerate(ns): self._note(_Asked(name,axis,'end'), _Edge(n-1, f, self.T))
         self._note_native_sides(natives, trial)
 
     def _note_native_sides(self, natives, trial):
         "Of what has a stride, and changes: is the side of the map that it reads a multiple of it?"
         changed = {*self.plan, *[n for n,m in trial.modules.items() if phases_of(m) is not None]}
-        # it may pad for that
-        of_one = {parent(n) for n in changed if _reads(natives,parent(n)).m==_reads(natives,n).m}
-        for name in changed|of_one:
-            sides,s,step = _reads(natives, name)
-            for axis,n in enumerate(sides if s>1 else []): self._note((name,axis,'side'), _Edge(n, s, step))
+        def smaller(name): return _first_read(natives, name).smaller
+        may_pad = {parent(o) for o in changed if smaller(parent(o))==smaller(o)} # the module around one that is changed
+        for name in changed|may_pad:
+            sides,s,step = _first_read(natives, name)
+            for axis,n in enumerate(sides if s>1 else []): self._note(_Asked(name,axis,'side'), _Edge(n, s, step))
 
 # %% ../nbs/04_search.ipynb #edg04b
 @patch
 def more_sides(self:_Edges):
     "Sides of an image that shows what was not seen yet, or `None`"
-    lacking = [o for o,kinds in self.seen.items() if len(kinds)<2 and o not in self.asked]
+    lacking = [o for o,answers in self.seen.items() if len(answers)<2 and o not in self.settled]
     if not lacking or self.n_images==_most_more_images: return None
     self.n_images += 1
     def shown(px, axis):
-        edges = {o:self.at_first[o] for o in lacking if o[1]==axis}
+        edges = {o:self.at_first[o] for o in lacking if o.axis==axis}
         return [o for o,edge in edges.items() if _is_multiple(edge,px)!=_is_multiple(edge)]
     sides = [*self.first.sides]
     for axis in range(len(sides)):
@@ -389,7 +399,7 @@ def more_sides(self:_Edges):
         sides[axis] += px
         if px: self.tried[axis].add(px)
         # once: behind a pool that drops what is left over, maps end in one way alone
-        self.asked.update(o for o in shown(px,axis) if o[2]=='end')
+        self.settled.update(o for o in shown(px,axis) if o.what=='end')
     return sides
 
 # %% ../nbs/04_search.ipynb #unt04
@@ -448,14 +458,15 @@ def _natives_in_training(net, in_training, T, x):
 
 def try_out(net, strides, T, x=None):
     "Trade strides of `net`, and run by phases what has to; returns what was `Found`"
-    all_natives,plan,untried = [_natives_of_first(net, strides, T, x)],make_plan(strides, T),[]
-    if in_training := _follow_in_training(net, strides, x, all_natives[0][0].xs):
-        natives = _natives_in_training(net, in_training, T, x)
-        if natives: all_natives.append(natives)
+    evaluated,trained = _natives_of_first(net, strides, T, x),None
+    plan,untried = make_plan(strides, T),[]
+    if in_training := _follow_in_training(net, strides, x, evaluated[0].xs):
+        trained = _natives_in_training(net, in_training, T, x)
         plan = {**make_plan(in_training.strides,T), **plan}
-        untried = _heads_in_words(in_training, T, were_tried=bool(natives))
-    def find(fills): return _find_phased(net, T, plan, [c for o in all_natives for c in _cases(o,fills)])
-    foreign = {k:v for natives in all_natives for o in natives for k,v in o.foreign.items()}
+        untried = _heads_in_words(in_training, T, were_tried=trained is not None)
+    def cases(fills): return _cases(evaluated,fills) + (_cases(trained,fills) if trained else [])
+    def find(fills): return _find_phased(net, T, plan, cases(fills))
+    foreign = {k:v for o in evaluated+(trained or []) for k,v in o.foreign.items()}
     found = _find_by_any_fill(net, plan, strides, find, may_have_nan=not foreign)
     untried += _hooks_in_words(net, strides, T, found.phased)+_foreign_in_words(strides, foreign)
     return found._replace(untried=found.untried+untried)

@@ -305,7 +305,8 @@ class _Row:
         goes_on = len(xs)==len(ys)==1 and xs[0] is self.last
         does_something = goes_on and ys[0] is not xs[0]
         self.n_blocks += does_something
-        if not goes_on or (does_something and not m._modules): self.is_row = False
+        is_leaf = does_something and not m._modules # with one, it is a block and no container
+        if not goes_on or is_leaf: self.is_row = False
         self.last = ys[0] if len(ys)==1 else None
 
     def is_container(self, ys): return self.is_row and self.n_blocks>0 and len(ys)==1 and ys[0] is self.last
@@ -357,8 +358,9 @@ class Strides:
         known = {n:m for n,m in net.named_modules() if n in calls and kind_of(m)}
         self.own = {n:own_stride(m) for n,m in known.items()}
 
-    def reads(self, name): return _strides_of(o.reads for o in self.calls[name])
-    def makes(self, name): return _strides_of(o.makes for o in self.calls[name])
+    # a module need not be called, as an auxiliary head in evaluation
+    def reads(self, name): return _strides_of(o.reads for o in self.calls.get(name,()))
+    def makes(self, name): return _strides_of(o.makes for o in self.calls.get(name,()))
 
     @property
     def output(self):
@@ -385,7 +387,8 @@ def is_inside(name, outer):
 def closed_inside(net):
     "Names of all modules inside of one that is closed"
     closed = [n for n,m in net.named_modules() if is_closed(m)]
-    return {n for n,_ in net.named_modules() if is_inside(parent(n), closed)}
+    is_all = '' in closed
+    return {n for n,_ in net.named_modules() if n and (is_all or is_inside(parent(n), closed))}
 
 # %% ../nbs/01_strides.ipynb #two01c
 def _from_two_images(net, sample, side, meta, training=()):

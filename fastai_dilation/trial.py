@@ -143,7 +143,9 @@ class Natives:
         return Record([*map(Noted,reads,calls[i].reads)], [*map(Noted,makes,calls[i].makes)], y)
 
     @property
-    def sides(self): return tensors(self.xs)[0].shape[-self.strides.sample.ndim:]
+    def sides(self):
+        images = [t for t in tensors(self.xs) if t.ndim>2] # as `Sample` has it
+        return images[0].shape[-self.strides.sample.ndim:]
 
     def n_positions(self):
         "The fewest positions on an axis of a map of the coarsest stride"
@@ -226,13 +228,12 @@ def _put_all_right(self:Trial, o, noted):
 # %% ../nbs/03_trial.ipynb #5c6987e4
 @patch
 def _blame_caller(self:Trial, name, ts, noted):
-    "Note that a module was called with a wrong map, if it was one; is the caller accepted as it is?"
+    "Note whether its caller called module `name` with a wrong map, and whether one was of a wrong size"
     wrong = [(t,o) for t,o in zip(ts,noted) if o.grid and not self._is_right(t,o)]
-    if not wrong: return False
-    caller = self.stack[-1]
-    caller.called_with_wrong_map = True
-    if any(is_map(o.grid) and not self._fits(t,o) for t,o in wrong): self.misfit = self.misfit or name
-    return caller.name in self.accepted
+    if wrong: self.stack[-1].called_with_wrong_map = True
+    has_wrong_size = any(is_map(o.grid) and not self._fits(t,o) for t,o in wrong)
+    if has_wrong_size: self.misfit = self.misfit or name
+    return bool(wrong)
 
 @patch
 def _made_right(self:Trial, m, frame, y, call):
@@ -290,7 +291,10 @@ def watch(self:Trial, name, forward, *args, **kwargs):
     m,call = self.modules[name],self._next_call(name)
     if call is None: return forward(*args, **kwargs)
     reads_right = self._all_right(tensors((args,kwargs)), call.reads)
-    if not reads_right and self._blame_caller(name, tensors((args,kwargs)), call.reads):
+    if not reads_right:
+        has_wrong_map = self._blame_caller(name, tensors((args,kwargs)), call.reads)
+        is_accepted = has_wrong_map and self.stack[-1].name in self.accepted
+    if not reads_right and is_accepted:
         args,kwargs = self._put_all_right((args,kwargs), call.reads)
         reads_right = True # from here on it is as if it had read the right map
     y,error,frame = self._call(name, m, forward, args, kwargs)

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from fastai.vision.models import xresnet
 from fastai_dilation.all import CannotDilate, get_output_stride, grid_error, output_strides, set_output_stride
+from fastai_dilation.layers import is_closed
 from util import Call, alive, between, close, said, stays_exact
 
 def test_a_lock_is_no_obstacle():
@@ -138,3 +139,9 @@ def test_features_only_tells_its_strides():
     reductions = m.feature_info.reduction()
     assert set_output_stride(m, 8).feature_info.reduction()==[2,4,8,8,8]
     assert set_output_stride(m, 32).feature_info.reduction()==reductions==[2,4,8,16,32]
+
+def test_a_phased_module_as_a_root_hides_what_is_inside_of_it():
+    "Its children and theirs; it is asked itself"
+    net = set_output_stride(xresnet.xse_resnet18(widen=.25), 8)
+    name = next(n for n,m in net.named_modules() if is_closed(m) and len([*m.modules()])>3)
+    assert get_output_stride(net.get_submodule(name))==1

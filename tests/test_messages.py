@@ -228,3 +228,14 @@ def test_a_network_that_resizes_its_images_is_refused_in_true_words():
     m = Detector()
     with pytest.raises(CannotDilate, match="resize its input.*such as a detector's `backbone`"): set_output_stride(m, 2)
     assert said(stays_exact, m.backbone, 2)==[]
+
+def test_pools_stay_after_an_error():
+    "A network that reads two images, and no sample"
+    class TwoImages(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv,self.pool = nn.Conv2d(3,8,3,2,1),nn.AdaptiveAvgPool2d(1)
+        def forward(self, x, y): return self.pool(self.conv(x+y))
+    net = TwoImages()
+    with pytest.raises(ValueError, match='does not run'): pool_over(net)
+    assert type(net.pool) is nn.AdaptiveAvgPool2d

@@ -122,3 +122,16 @@ def test_hooks_are_not_called():
     m = small().double()
     hook = m.layer4.register_forward_hook(lambda m,args,y: y.roll(1,-1))
     assert grid_error(m, 8)<1e-12 and hook.id in m.layer4._forward_hooks
+
+class TwoMapsInOne(nn.Module):
+    "One head on maps of two strides, as a detector has it"
+    def __init__(self):
+        super().__init__()
+        self.a,self.b,self.head = nn.Conv2d(3,8,3,2,1),nn.Conv2d(8,8,3,2,1),nn.Conv2d(8,4,1)
+    def forward(self, x):
+        a = self.a(x)
+        return torch.cat([self.head(o).flatten(2) for o in (a,self.b(a))], -1)
+
+def test_a_head_that_is_called_on_two_strides_is_compared_at_each():
+    "By the call that made the map"
+    assert max(grid_error(TwoMapsInOne().double(), 2, levels=True).values())<1e-12

@@ -4,6 +4,8 @@ import pytest, torch, torchvision.models as tvm
 from torch import nn
 from torch.nn import functional as F
 from fastai_dilation.all import CannotDilate, set_output_stride
+from fastai_dilation.strides import follow
+from fastai_dilation.trial import Natives
 from util import close, said
 
 class Function(nn.Module):
@@ -224,3 +226,31 @@ def test_images_of_several_sizes_grow_by_as_many_pixels():
         def forward(self, a, b): return self.body(a),self.body(b)
     for net,other in ((Styled(),(1,8,1,1)), (Crops(),(1,3,31,31))):
         assert said(set_output_stride, net, 2, (torch.randn(1,3,63,63),torch.randn(other)))==[]
+
+def test_sides_are_those_of_the_first_image():
+    "Not of a vector that stands in front of it"
+    class WithVector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv,self.lin = nn.Conv2d(3,8,3,2,1),nn.Linear(5,8)
+        def forward(self, v, x): return self.conv(x)+self.lin(v)[...,None,None]
+    net,xs = WithVector(),(torch.randn(1,5),torch.randn(1,3,40,64))
+    assert tuple(Natives(net, follow(net,xs), xs).sides)==(40,64)
+
+def test_what_is_lost_in_training_alone_is_warned_of():
+    "An auxiliary head that resizes a map; in evaluation it is not called at all"
+    class Aux(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(8,8,3,1,1)
+        def forward(self, a, b): return self.conv(a+F.interpolate(b, a.shape[2:]))
+    class WithAux(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem,self.mid,self.last = [nn.Conv2d(ni,8,3,2,1) for ni in (3,8,8)]
+            self.aux = Aux()
+        def forward(self, x):
+            a = self.stem(x)
+            b = self.mid(a)
+            return (self.last(b),self.aux(a,b)) if self.training else self.last(b)
+    assert '`aux` (Aux)' in said(set_output_stride, WithAux(), 2)[0]
