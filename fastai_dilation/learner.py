@@ -27,8 +27,8 @@ from .layers import CannotDilate
 from .phases import is_sequential
 from .strides import first_line,similar
 from .output_stride import *
-from .holders import *
-from .xresnet import *
+from .holders import * # no names: it tells the core of `Learner` and `DynamicUnet`
+from .xresnet import * # no names: it patches fastai's networks and blocks
 from .pretrained import *
 from .checkpointing import *
 
@@ -150,8 +150,9 @@ def create_unet_model(arch, n_out, img_size, pretrained=True, weights=None, cut=
     if is_timm:
         kwargs,timm_kwargs = split_kwargs(kwargs, DynamicUnet)
         encoder = _timm_encoder(arch, img_size, pretrained, weights, n_in, **timm_kwargs)
-        def arch(**_): return encoder
-        n_in = 3 # its first layer is not to be changed, it has the channels already
+        # fastai calls `arch` for the encoder, and changes the first layer unless there are 3 channels: this one has its own
+        def ready(**_): return encoder
+        arch,n_in = ready,3
     return learner._orig_create_unet_model(arch, n_out, img_size, pretrained, weights, _cut, n_in, **kwargs)
 
 # %% ../nbs/12_learner.ipynb #bf3221b2

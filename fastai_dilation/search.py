@@ -276,7 +276,7 @@ _most_trials = 60 # each finds more, or is one of the last few in which nothing 
 
 Found = namedtuple('Found', [
     'phased', # `Phases` by name of a module that runs by phases
-    'lost',   # by name of a module that is inexact: the error, if there was one
+    'lost',   # by name of a module that is inexact (of the whole network: ''): the error, or `None`
     'misfit', # name of the first module that was given a map of another size
     'untried',# sentences on what no trial can see
 ], defaults=[[]])
