@@ -160,8 +160,9 @@ def grid_error(
 
 # %% ../nbs/07_ask.ipynb #ex09b
 def _layer_name(m):
-    ks = getattr(m, 'kernel_size', None)
-    return f"{type(m).__name__} {'x'.join(map(str,as_tuple(ks,2)))}" if ks else type(m).__name__
+    cls,ks = type(m).__name__,getattr(m, 'kernel_size', None)
+    n_axes = next((n for n in (1,2,3) if cls.endswith(f'{n}d')), 2)
+    return f"{cls} {'x'.join(map(str,as_tuple(ks,n_axes)))}" if ks else cls
 
 def _becomes(own, stride, how):
     "A stride that is traded, and `how` else a layer changes"

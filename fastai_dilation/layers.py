@@ -101,8 +101,8 @@ class DilatedPool(nn.Module):
         # and those that begin on it
         if self.ceil_mode: n_out = min(n_out + d*(stride-1), n_pad - d*pad)
         windows_overlap = reach>=d*stride
-        # as many as a conv makes
-        if n_out>=n or windows_overlap and not self.ceil_mode: return n_out
+        is_like_a_conv = n_out>=n or windows_overlap and not self.ceil_mode
+        if is_like_a_conv: return n_out
         n_native = ceil_div(n_out, d*stride)
         # all phases of the last native one
         return min(n_native*d*stride, n)
@@ -172,16 +172,18 @@ class PoolKind(Kind):
         return dict(__class__=DilatedPool, pool_type=type(m), spacing=dilation, **kept)
 
 # %% ../nbs/00_layers.ipynb #c75ee2b8
+def _is_number(o): return hasattr(o, '__index__')
+
 class SpacedKind(Kind):
     "What says itself how fine its map is, in its `spacing`"
     def _attr(self, m): return 'dilation' if type(m).__name__=='DilatedAvgPool' else 'spacing'
-    def knows(self, m): return self._attr(m) in vars(m)
+    def knows(self, m): return _is_number(vars(m).get(self._attr(m)))
     def stride(self, m): return 1
     def settings(self, m, dilation, stride=1): return {self._attr(m): dilation*getattr(m, self._attr(m))}
 
 def knows_spacing(m):
-    "Does module `m` say itself how fine its map is?"
-    return 'spacing' in vars(m)
+    "Does module `m` say itself how fine its map is, by a number? (The `spacing` of voxels, say, is something else)"
+    return _is_number(vars(m).get('spacing'))
 
 # %% ../nbs/00_layers.ipynb #5ddfc9b8
 def phases_of(m):
@@ -228,6 +230,10 @@ def change(m, **settings):
         setattr(m, k, v)
 
 # %% ../nbs/00_layers.ipynb #res00
+def _has_class_above(m):
+    "Has `m` got another class since the one that was made for it?"
+    return hasattr(type(m),'native_class') and 'native_class' not in vars(type(m))
+
 def _native_class(m, noted):
     "The class that `m` goes back to: as the one made for it says, since somebody may have changed that; or as was `noted`"
     native = getattr(type(m), 'native_class', noted)
@@ -237,6 +243,9 @@ def _native_class(m, noted):
 def restore(m, name=''):
     "Give `m`, called `name`, the settings that it had before `change`"
     undo = _undo_log(m)
+    if '__class__' in undo and _has_class_above(m):
+        raise CannotDilate(name, f'something has given it the class {type(m).__qualname__} while its network was dilated, '
+            'as `parametrize` does. Take that off, change the stride, and put it on again')
     for k,o in undo.items(): # all are looked at before anything is put back
         now = getattr(m, k)
         if o.given is not _absent and now!=o.given: raise _changed_by_hand(name, k, o.given, now)

@@ -128,9 +128,13 @@ def _change(net, T, x):
         strides = follow(net, x) if changed else now
         _refuse_late_layers(now, strides, changed)
         _refuse_other_strides(net, T, strides.possible)
+        T = int(T) # not numpy's or torch's, which would be kept in the layers
         if T==strides.output: return _nothing_to_do
         _refuse_answers_that_do_not_grow(net, strides)
         found = try_out(net, strides, T, x)
+        if not any(is_changed(m) for m in net.modules()):
+            raise CannotDilate(None, f'Nothing in this {type(net).__name__} can be changed: '
+                'what is inside of a module that has a `spacing` is its own affair')
         if found.lost:
             _refuse_decoders(net, strides, T, found.phased, found.lost)
             _refuse_hidden_strides(net, strides, found.misfit)
@@ -193,7 +197,8 @@ def output_strides(
 # %% ../nbs/05_output_stride.ipynb #f48d0f90
 def global_pools(net):
     "Names of the outermost adaptive and grid pools"
-    def is_global(m): return isinstance(m,GridPool) or 'Adaptive' in type(m).__name__
+    def is_adaptive(cls): return 'Adaptive' in cls.__name__ and 'Pool' in cls.__name__ # fastai's, timm's too
+    def is_global(m): return isinstance(m,GridPool) or is_adaptive(type(m))
     names = [n for n,m in net.named_modules() if is_global(m)]
     return [n for n in names if not is_inside(parent(n), names)]
 

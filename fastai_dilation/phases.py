@@ -207,7 +207,8 @@ def run_by_phases(m, p):
 @lru_cache(None)
 def _keeps_layout(cls):
     "May an object of `cls` become one of a class that is mixed with it?"
-    try: cls.__new__(cls).__class__ = mixed(Phased, cls)
+    o = object.__new__(cls)
+    try: object.__setattr__(o, '__class__', mixed(Phased,cls))
     except TypeError: return False
     return True
 

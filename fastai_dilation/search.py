@@ -454,7 +454,7 @@ def _find_by_any_fill(net, plan, strides, find, may_have_nan):
 # %% ../nbs/04_search.ipynb #try04
 def _natives_in_training(net, in_training, T, x):
     try: return _natives_of_first(net, in_training.strides, T, x, in_training.asking)
-    except CannotDilate: return None # it does not run on a small image in training
+    except Exception: return None # it does not run on a small image in training, or on the sample
 
 def try_out(net, strides, T, x=None):
     "Trade strides of `net`, and run by phases what has to; returns what was `Found`"

@@ -290,11 +290,10 @@ def watch(self:Trial, name, forward, *args, **kwargs):
     "What module `name` makes, put right; or what it would make by phases"
     m,call = self.modules[name],self._next_call(name)
     if call is None: return forward(*args, **kwargs)
-    reads_right = self._all_right(tensors((args,kwargs)), call.reads)
-    if not reads_right:
-        has_wrong_map = self._blame_caller(name, tensors((args,kwargs)), call.reads)
-        is_accepted = has_wrong_map and self.stack[-1].name in self.accepted
-    if not reads_right and is_accepted:
+    ts = tensors((args,kwargs))
+    reads_right = self._all_right(ts, call.reads)
+    has_wrong_map = not reads_right and self._blame_caller(name, ts, call.reads)
+    if has_wrong_map and self.stack[-1].name in self.accepted:
         args,kwargs = self._put_all_right((args,kwargs), call.reads)
         reads_right = True # from here on it is as if it had read the right map
     y,error,frame = self._call(name, m, forward, args, kwargs)
@@ -313,8 +312,9 @@ def _note_sides(self:Trial, name, y, call):
     "Note the sides of the first map in `y` that is finer than natively"
     for t,o in zip(tensors(y), call.makes):
         is_finer = is_map(o.grid) and fineness(o.grid,self.T)>1 and t.ndim==o.value.ndim
-        sides = [t.shape[i] for i in o.grid.dims] if is_finer else None
-        if is_finer: self.sides.setdefault(name, (fineness(o.grid,self.T), sides))
+        if not is_finer: continue
+        sides = [t.shape[i] for i in o.grid.dims]
+        self.sides.setdefault(name, (fineness(o.grid,self.T),sides))
 
 @patch
 def _next_call(self:Trial, name):

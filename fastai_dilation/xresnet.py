@@ -78,11 +78,12 @@ def _takes(net, block, keyword):
 @delegates(XResNet.__init__)
 def __init__(self:XResNet, block, expansion, layers, *args, output_stride=None, weights=None, **kwargs):
     "An `XResNet` with the strides beyond `output_stride` traded for dilation, and `weights` as `load_weights` takes them"
-    ours = dict(output_stride=output_stride, weights=weights)
-    theirs = {k:ours.pop(k) for k in [*ours] if ours[k] is not None and _takes(self, block, k)}
+    given = {k:o for k,o in dict(output_stride=output_stride, weights=weights).items() if o is not None}
+    theirs = {k:o for k,o in given.items() if _takes(self, block, k)}
     XResNet._orig___init__(self, block, expansion, layers, *args, **theirs, **kwargs)
-    if ours.get('weights') is not None: load_weights(self, weights)
-    if ours.get('output_stride') is not None: set_output_stride(self, output_stride, warn=False)
+    ours = given.keys()-theirs.keys()
+    if 'weights' in ours: load_weights(self, weights)
+    if 'output_stride' in ours: set_output_stride(self, output_stride, warn=False)
 
 # %% ../nbs/10_xresnet.ipynb #3fe5dab3
 _constructors = [o for o in xresnet.__all__ if o.startswith(('xres','xse'))]

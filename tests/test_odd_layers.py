@@ -2,7 +2,7 @@
 import pickle
 from abc import ABC
 from functools import partial
-import pytest, torch
+import numpy as np, pytest, torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -148,3 +148,35 @@ def test_a_class_of_another_layout_is_run_with_the_module_around_it():
     "Or, where there is none, the warning names it"
     exact(net_with(Around(AbstractGate())))
     assert 'AbstractGate' in said(set_output_stride, net_with(AbstractGate()), 1)[0]
+
+def test_what_is_put_on_a_changed_class_is_not_taken_off_in_silence():
+    "Weight norm on a conv that runs by phases, and then another stride: refused, and nothing is lost"
+    net = net_with(nn.Conv2d(8,8,3,1,1,padding_mode='reflect'))
+    set_output_stride(net, 1)
+    weight_norm(net[2])
+    x = torch.randn(1,3,16,16).double()
+    before = net(x)
+    with pytest.raises(CannotDilate, match='`2`: something has given it the class'): set_output_stride(net, 4)
+    assert net(x).equal(before)
+    remove_parametrizations(net[2], 'weight')
+    assert type(set_output_stride(net, 4)[2]) is nn.Conv2d
+
+def test_the_spacing_of_voxels_is_no_spacing_of_taps():
+    "An attribute of somebody's own, of that name, changes nothing; one that hides all there is to change is refused"
+    net = net_with(nn.ReLU())
+    net.spacing = net[2].spacing = (1.,1.,2.5)
+    exact(net)
+    net.spacing = 1
+    with pytest.raises(CannotDilate, match='Nothing in this Sequential can be changed'): set_output_stride(net, 1)
+
+def test_a_number_of_numpys_is_not_kept():
+    "Neither in layers nor in pools"
+    net = set_output_stride(net_with(nn.MaxPool2d(2)), np.int64(2))
+    assert {type(o) for m in net.modules() if isinstance(m,nn.Conv2d) for o in m.dilation}=={int}
+    assert type(net[2].spacing) is int
+
+def test_a_norm_that_is_called_adaptive_is_no_pool():
+    "By its name, a pool has to be one"
+    class AdaptiveNorm(nn.Module):
+        def forward(self, x): return x-x.mean((2,3),keepdim=True)
+    with pytest.raises(ValueError, match='no adaptive pool'): pool_over(net_with(AdaptiveNorm()))
