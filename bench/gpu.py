@@ -16,8 +16,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent/o) for o in ('tests',
 from util import alive, grid_diff, with_weights
 from fastai_dilation.all import set_output_stride
 from fastai_dilation.evaluate import peak_memory
-from fastai_dilation.layers import phases_of
-from fastai_dilation.phases import Phased, Phases, merge, split
+from fastai_dilation.layers import phases_in
+from fastai_dilation.phases import Phases, merge, split
 from fastai_dilation.search import Search, apply_plan, make_plan, outermost_only, restored
 from fastai_dilation.strides import follow
 from fastai_dilation.trial import difference
@@ -121,7 +121,7 @@ def body(m): return Feats(m) if hasattr(m,'forward_features') else create_body(m
 def by_phases(net, T):
     "A copy of `net`, which is at output stride `T`, whose blocks run by phases wherever they can"
     net = deepcopy(net)
-    found = {n:phases_of(m) for n,m in net.named_modules() if isinstance(m,Phased)}
+    found = {n:p for n,p in phases_in(net).items() if p.n>1}
     strides = follow(restored(net))
     plan = make_plan(strides, T)
     wanted = {n:Phases(d) for n,(d,_) in plan.items() if strides.own[n]==1}

@@ -26,7 +26,7 @@ from .ask import explain,grid_error,multiply_adds
 def _is_installed(package): return importlib.util.find_spec(package) is not None
 
 def _fastais():
-    "By name, fastai's constructors; `output_stride` is not for them to take"
+    "fastai's constructors, by name"
     from fastai.vision.models import xresnet
     return {k:getattr(xresnet,k) for k in xresnet.__all__ if k.startswith(('xres','xse'))}
 

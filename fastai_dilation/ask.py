@@ -146,8 +146,7 @@ def grid_error(
         found = last_maps(net, strides, xs, names)
         if not found: raise ValueError(f'No module of this {type(net).__name__} makes a map')
         makers = [o.name for o in found.values()]
-        by_phases = {n for n,m in net.named_modules() if phases_of(m) is not None}
-        changed = by_phases | make_plan(strides,output_stride).keys()
+        changed = phases_in(net).keys() | make_plan(strides,output_stride).keys()
         native = last_maps(restored(net), strides, xs, {*makers})
         ends = {*makers} if levels else {makers[-1]}
         if changed: _warn_of_unseen(net, strides, xs, changed & names, ends)
@@ -232,7 +231,7 @@ def explain(
     strides = native_strides(net, x)
     with Snapshot(net):
         set_output_stride(net, output_stride, x)
-        phased = {n:phases_of(m) for n,m in net.named_modules() if phases_of(m) is not None}
+        phased = phases_in(net)
     plan = make_plan(strides, output_stride)
     def pixels(ss): return ', '.join(map(str,ss))
     def row(name):

@@ -8,8 +8,8 @@ PyTorch's convs can be dilated. Its average pools cannot, and its max-pools lose
 
 # %% auto #0
 __all__ = ['kinds', 'Changed', 'CannotDilate', 'as_tuple', 'ceil_div', 'DilatedPool', 'GridPool', 'Kind', 'conv_setting',
-           'ConvKind', 'PoolKind', 'SpacedKind', 'knows_spacing', 'phases_of', 'is_closed', 'kind_of', 'own_stride',
-           'change', 'restore', 'is_changed']
+           'ConvKind', 'PoolKind', 'is_whole_number', 'SpacedKind', 'knows_spacing', 'phases_of', 'phases_in',
+           'is_closed', 'kind_of', 'own_stride', 'change', 'restore', 'is_changed']
 
 # %% ../nbs/00_layers.ipynb #6588b5d5
 from collections import namedtuple
@@ -113,7 +113,8 @@ class GridPool(DilatedPool):
     def __init__(self,
         pool,         # an adaptive pool
         between=False,# read all positions up to the last native one, or the native grid alone?
-    ): vars(self).update(vars(pool), pool_type=type(pool), spacing=1, between=between)
+    ):
+        vars(self).update(vars(pool), pool_type=type(pool), spacing=1, between=between)
 
     def extra_repr(self): return f'{self.pool_type.__name__}, spacing={self.spacing}, between={self.between}'
     def forward(self, x):
@@ -172,23 +173,29 @@ class PoolKind(Kind):
         return dict(__class__=DilatedPool, pool_type=type(m), spacing=dilation, **kept)
 
 # %% ../nbs/00_layers.ipynb #c75ee2b8
-def _is_number(o): return hasattr(o, '__index__')
+def is_whole_number(o):
+    "Is `o` Python's, numpy's or torch's, and no yes or no?"
+    return hasattr(o,'__index__') and not isinstance(o,bool)
 
 class SpacedKind(Kind):
     "What says itself how fine its map is, in its `spacing`"
     def _attr(self, m): return 'dilation' if type(m).__name__=='DilatedAvgPool' else 'spacing'
-    def knows(self, m): return _is_number(vars(m).get(self._attr(m)))
+    def knows(self, m): return is_whole_number(vars(m).get(self._attr(m)))
     def stride(self, m): return 1
     def settings(self, m, dilation, stride=1): return {self._attr(m): dilation*getattr(m, self._attr(m))}
 
 def knows_spacing(m):
     "Does module `m` say itself how fine its map is, by a number? (The `spacing` of voxels, say, is something else)"
-    return _is_number(vars(m).get('spacing'))
+    return is_whole_number(vars(m).get('spacing'))
 
 # %% ../nbs/00_layers.ipynb #5ddfc9b8
 def phases_of(m):
     "The `Phases` by which module `m` runs, or `None`"
     return vars(m).get('_by_phases')
+
+def phases_in(net):
+    "`Phases` by name of each module of `net` that runs by them"
+    return {n:phases_of(m) for n,m in net.named_modules() if phases_of(m) is not None}
 
 def is_closed(m):
     "Is what happens inside of module `m` its own affair?"

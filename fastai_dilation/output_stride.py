@@ -78,11 +78,9 @@ def network_of(model):
     return net if net is model else network_of(net)
 
 # %% ../nbs/05_output_stride.ipynb #16e083d3
-def _is_number(T): return hasattr(T,'__index__') and not isinstance(T,bool)
-
 def _refuse_other_strides(net, T, possible):
     words = f'`output_stride` of this {type(net).__name__} can be one of {possible}, not {T!r}'
-    if not _is_number(T): raise TypeError(words)
+    if not is_whole_number(T): raise TypeError(words)
     n = max(possible)
     if T>n:
         words += f'. It was built at {n}; if with dilation (timm: `output_stride=8`; torchvision: '\
@@ -100,8 +98,7 @@ def _refuse_late_layers(now, native, changed):
     for name in native.own:
         if name in now.own and name not in changed and now.reads(name)!=native.reads(name):
             raise CannotDilate(name, 'it was added to a net that was dilated already, '
-                'and has no native dilation: '
-                'change the body alone')
+                'and has no native dilation: change the body alone')
 
 # %% ../nbs/05_output_stride.ipynb #change04
 @contextmanager
@@ -121,7 +118,7 @@ def _change(net, T, x):
         raise CannotDilate(None, 'The decoder of a U-Net is built for the sizes of its encoder. '
             f'Build the net anew with output_stride={T!r}')
     now = follow(net, x)
-    if _is_number(T) and T==now.output: return _nothing_to_do
+    if is_whole_number(T) and T==now.output: return _nothing_to_do
     with _rolled_back_on_error(net):
         changed = {n for n,m in net.named_modules() if is_changed(m)}
         restored(net)
@@ -132,15 +129,15 @@ def _change(net, T, x):
         if T==strides.output: return _nothing_to_do
         _refuse_answers_that_do_not_grow(net, strides)
         found = try_out(net, strides, T, x)
-        if not any(is_changed(m) for m in net.modules()):
-            raise CannotDilate(None, f'Nothing in this {type(net).__name__} can be changed: '
-                'what is inside of a module that has a `spacing` is its own affair')
         if found.lost:
             _refuse_decoders(net, strides, T, found.phased, found.lost)
             _refuse_hidden_strides(net, strides, found.misfit)
             _refuse_what_is_no_map(strides, found.lost)
             _refuse_replaced_forwards(net, found.phased, found.lost)
             _refuse_crashes(net, found.lost)
+        elif not any(is_changed(m) for m in net.modules()):
+            raise CannotDilate(None, f'Nothing in this {type(net).__name__} can be changed: '
+                'what is inside of a module that has a `spacing` is its own affair')
         _tell_strides(net, T)
     return found
 

@@ -84,8 +84,8 @@ def split(x, p):
 def _cut(y, dims, ns):
     "The first `ns` positions of `y` along `dims`, without gaps in memory"
     exports = torch.compiler.is_exporting()
-    def first(ax, n): return y.index_select(ax, torch.arange(n,device=y.device)) if exports else y.narrow(ax, 0, n)
-    for ax,n in zip(dims,ns): y = first(ax, n)
+    def first(y, ax, n): return y.index_select(ax, torch.arange(n,device=y.device)) if exports else y.narrow(ax, 0, n)
+    for ax,n in zip(dims,ns): y = first(y, ax, n)
     return y if exports else y.contiguous()
 
 def merge(y, p, sides, last=None):

@@ -373,7 +373,7 @@ class _Edges:
 
     def _note_native_sides(self, natives, trial):
         "Of what has a stride, and changes: is the side of the map that it reads a multiple of it?"
-        changed = {*self.plan, *[n for n,m in trial.modules.items() if phases_of(m) is not None]}
+        changed = self.plan.keys()|phases_in(trial.net).keys()
         def smaller(name): return _first_read(natives, name).smaller
         may_pad = {parent(o) for o in changed if smaller(parent(o))==smaller(o)} # the module around one that is changed
         for name in changed|may_pad:

@@ -381,14 +381,13 @@ def parent(name): return name.rpartition('.')[0]
 
 def is_inside(name, outer):
     "Is the module `name` one of `outer`, or inside of one?"
-    return any(name==o or name.startswith(f'{o}.') for o in outer)
+    return any(o in ('',name) or name.startswith(f'{o}.') for o in outer) # '' is the network itself
 
 # %% ../nbs/01_strides.ipynb #a28ef564
 def closed_inside(net):
     "Names of all modules inside of one that is closed"
     closed = [n for n,m in net.named_modules() if is_closed(m)]
-    is_all = '' in closed
-    return {n for n,_ in net.named_modules() if n and (is_all or is_inside(parent(n), closed))}
+    return {n for n,_ in net.named_modules() if n and is_inside(parent(n), closed)}
 
 # %% ../nbs/01_strides.ipynb #two01c
 def _from_two_images(net, sample, side, meta, training=()):

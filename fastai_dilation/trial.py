@@ -143,9 +143,7 @@ class Natives:
         return Record([*map(Noted,reads,calls[i].reads)], [*map(Noted,makes,calls[i].makes)], y)
 
     @property
-    def sides(self):
-        images = [t for t in tensors(self.xs) if t.ndim>2] # as `Sample` has it
-        return images[0].shape[-self.strides.sample.ndim:]
+    def sides(self): return Sample(self.xs, self.strides.sample.ndim).sides
 
     def n_positions(self):
         "The fewest positions on an axis of a map of the coarsest stride"
@@ -260,8 +258,10 @@ def _how_by_phases(self:Trial, name, m, call):
     if not name or phases_of(m) is not None: return None
     # anybody may call its modules one by one
     if is_sequential(m) or name in self.strides.containers: return None
-    if not can_run_by_phases(m) or not are_in_sight(call.result) or not self._grids(call): return None
-    read,made = self._grids(call)
+    if not can_run_by_phases(m) or not are_in_sight(call.result): return None
+    grids = self._grids(call)
+    if not grids: return None
+    read,made = grids
     if not is_map(read) or not is_map(made) or read.dims!=made.dims or made.stride%read.stride: return None
     s = made.stride//read.stride
     if not divides(read.stride, s, self.T): return None
