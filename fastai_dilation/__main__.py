@@ -27,8 +27,8 @@ def _is_installed(package): return importlib.util.find_spec(package) is not None
 
 def _fastais():
     "fastai's constructors, by name"
-    from fastai.vision.models import xresnet
-    return {k:getattr(xresnet,k) for k in xresnet.__all__ if k.startswith(('xres','xse'))}
+    from fastai_dilation.pretrained import archs
+    return {name:f for f,name in archs.items()}
 
 def _torchvisions(name):
     "torchvision's network called `name`, without weights"
@@ -39,7 +39,7 @@ def _torchvisions(name):
 # %% ../nbs/16_check.ipynb #a1b3076f
 def _by_name(name):
     "A network with random weights, of fastai's, timm's or torchvision's; no more of them is imported than it takes"
-    is_fastais = name.startswith(('xres','xse'))
+    is_fastais = name.startswith(('xres','xse')) # fastai takes seconds to import
     if is_fastais and name in _fastais(): return _fastais()[name]()
     if _is_installed('timm'):
         import timm
@@ -100,9 +100,9 @@ def check(
     layers,native = explain(net, output_stride),multiply_adds(net, *xs)
     set_output_stride(net, output_stride, warn=False)
     work = multiply_adds(net, *xs)/native
-    becomes = [o.becomes.partition(', with ')[0] for o in layers] # without the name of the module around it
-    traded,apart,phased = [sum(o in says for says in becomes) for o in ('->','taps','phases')]
     off,warned = _off(net, output_stride)
+    become = [o.becomes for o in layers]
+    traded,apart,phased = [sum(o) for o in zip(*[(b.is_traded,b.is_apart,b.is_by_phases) for b in become])]
     return Answer(off, warned, traded, apart, phased, sides, work, strides.possible)
 
 # %% ../nbs/16_check.ipynb #884f7f8f

@@ -141,19 +141,20 @@ def split_kwargs(kwargs, cls):
 @patch_to(learner)
 @delegates(create_unet_model)
 def create_unet_model(arch, n_out, img_size, pretrained=True, weights=None, cut=None, n_in=3, output_stride=None, **kwargs):
-    is_timm,named = isinstance(arch, str),arch
-    meta = dict(cut=noop) if is_timm else learner.model_meta.get(arch, learner._default_meta)
-    def _cut(m):
-        body = create_body(m, cut=ifnone(cut, meta['cut']))
-        if is_timm: body.default_cfg = m.default_cfg
-        return with_stride(named, body, output_stride, pretrained or weights)
-    if is_timm:
+    def at_stride(body): return with_stride(arch, body, output_stride, pretrained or weights)
+    if isinstance(arch, str):
         kwargs,timm_kwargs = split_kwargs(kwargs, DynamicUnet)
         encoder = _timm_encoder(arch, img_size, pretrained, weights, n_in, **timm_kwargs)
-        # fastai calls `arch` for the encoder, and changes the first layer unless there are 3 channels: this one has its own
-        def ready(**_): return encoder
-        arch,n_in = ready,3
-    return learner._orig_create_unet_model(arch, n_out, img_size, pretrained, weights, _cut, n_in, **kwargs)
+        def make(**_): return encoder
+        def cut_timm(m):
+            body = create_body(m, cut=ifnone(cut,noop))
+            body.default_cfg = m.default_cfg
+            return at_stride(body)
+        # fastai changes the first layer unless there are 3 channels: timm made one for `n_in`
+        return learner._orig_create_unet_model(make, n_out, img_size, pretrained, weights, cut_timm, 3, **kwargs)
+    meta = learner.model_meta.get(arch, learner._default_meta)
+    def cut_body(m): return at_stride(create_body(m, cut=ifnone(cut,meta['cut'])))
+    return learner._orig_create_unet_model(arch, n_out, img_size, pretrained, weights, cut_body, n_in, **kwargs)
 
 # %% ../nbs/12_learner.ipynb #bf3221b2
 def _show_output_stride(f):

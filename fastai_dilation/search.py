@@ -18,7 +18,7 @@ __all__ = ['Case', 'InTraining', 'Found', 'make_plan', 'restored', 'apply_plan',
 
 # %% ../nbs/04_search.ipynb #c6d28f94
 import inspect,itertools,math
-from collections import defaultdict,namedtuple
+from collections import defaultdict,deque,namedtuple
 from functools import lru_cache,partial
 import torch
 from fastcore.basics import patch
@@ -283,31 +283,31 @@ Found = namedtuple('Found', [
 
 def _find_phased(net, T, plan, cases):
     "Change `net`, and find out by trials which of its modules have to run by phases, and which are lost"
-    cases,edges = [*cases],_Edges(T, plan)
-    search = Search(net, cases[0].natives.strides, plan)
+    first,edges = cases[0],_Edges(T, plan)
+    search = Search(net, first.natives.strides, plan)
     phased,lost,misfit = {},{},None
-    i = n_clean = 0 # the case to try, and how many in a row have found nothing
+    waiting,clean = deque(cases),[] # cases to try, and those that have found nothing since the last change
     apply_plan(restored(net), plan, phased)
     for _ in range(_most_trials):
-        case = cases[i]
+        case = waiting[0]
         trial = Trial(net, T, case.natives, case.fill, lost).run()
         misfit = misfit or trial.misfit
         stopped = trial.lost.get('') is not None
         if stopped: return Found(phased, {**lost,**trial.lost}, misfit)
         finds_more = trial.mended or trial.lost.keys()-lost.keys()
         if finds_more:
-            n_clean = 0
             phased = search.enlarged(outermost_only({**phased,**trial.mended}))
             lost = {n:e for n,e in {**lost,**trial.lost}.items() if not is_inside(parent(n), phased)}
             apply_plan(restored(net), plan, phased)
-            continue # with the same case
-        n_clean,i = n_clean+1,(i+1)%len(cases)
+            waiting.extend(clean) # the same case again, and then all others
+            clean = []
+            continue
+        clean.append(waiting.popleft())
         edges.note(case.natives, trial)
-        if n_clean<len(cases): continue
-        more = _one_more_case(net, edges.more_sides(), cases[0])
+        if waiting: continue
+        more = _one_more_case(net, edges.more_sides(), first)
         if more is None: return Found(phased, lost, misfit)
-        cases.append(more)
-        i = len(cases)-1
+        waiting.append(more)
     return Found(phased, lost or {'':None}, misfit) # something was still found
 
 def _one_more_case(net, sides, like):

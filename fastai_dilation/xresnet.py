@@ -17,7 +17,6 @@ __all__ = []
 # %% ../nbs/10_xresnet.ipynb #cf1b94c0
 import inspect
 from fastai.vision.all import *
-from fastai.vision.models import xresnet
 from .layers import *
 from .output_stride import *
 from .pretrained import *
@@ -86,5 +85,4 @@ def __init__(self:XResNet, block, expansion, layers, *args, output_stride=None, 
     if 'output_stride' in ours: set_output_stride(self, output_stride, warn=False)
 
 # %% ../nbs/10_xresnet.ipynb #3fe5dab3
-_constructors = [o for o in xresnet.__all__ if o.startswith(('xres','xse'))]
-for f in [getattr(xresnet,o) for o in _constructors]: use_kwargs_dict(keep=True, output_stride=None, weights=None)(f)
+for f in archs: use_kwargs_dict(keep=True, output_stride=None, weights=None)(f)
