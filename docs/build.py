@@ -9,7 +9,7 @@ from api import api
 from pages import git_url, number, page, root
 
 # The sidebar calls pages by their names in the README. What is not named here is called by its file's name.
-tutorials = dict(real_weights='Real weights: photos', localise='Localise: where is it?',
+tutorials = dict(real_weights='Real weights: photos', localise='Localise: where is it?', one_axis='One axis: when does it sound?',
     segment='Segment: larger maps, same weights', detect='Detect: small objects', inpaint='Inpaint: seeing past a hole',
     levels='Levels: all maps of a network', tiles='Tiles: large images', gridding='Gridding: what one position sees')
 reference = dict(networks='Which networks', api='API: every function', peers='How its peers compare',

@@ -20,8 +20,8 @@ __all__ = ['DeepLab', 'ChannelsFirst', 'Decoder', 'WithLevel', 'TimmWithLevel', 
 from fastai.vision.all import *
 from collections import OrderedDict
 from fastai.vision.learner import TimmBody,_add_norm,_default_meta,_timm_norm,model_meta
-from .layers import GridPool,ceil_div
-from .strides import follow,is_map
+from .layers import GridPool,as_tuple,by_axis,ceil_div
+from .strides import follow,is_finer,is_map
 from .phases import is_sequential
 from .output_stride import *
 from .pixels import *
@@ -50,12 +50,12 @@ def _head(ni, n_out, rates):
 # %% ../nbs/13_deeplab.ipynb #rates05
 def _scale(rates, stride):
     "Convert `rates`, given for a native stride of 32, to a native stride of `stride`"
-    res = [r*32/stride for r in rates]
-    if not all(r>=1 and r==int(r) for r in res):
+    res = [by_axis(lambda S: r*32/S, stride) for r in rates]
+    if not all(o>=1 and o==int(o) for r in res for o in as_tuple(r)):
         raise ValueError('`rates` are given for a map of stride 32, '
             'and have to be whole numbers from 1 on the native map: '
             f"{tuple(rates)} make {res} at this net's native stride of {stride}")
-    return [int(r) for r in res]
+    return [by_axis(int,r) for r in res]
 
 # %% ../nbs/13_deeplab.ipynb #topx05
 class DeepLab(nn.Sequential):
@@ -167,7 +167,8 @@ def body_with_level(
     "`body` as one that returns its last map and the one of stride `skip`; its weights keep their names"
     is_timm = isinstance(body, TimmBody)
     paths = _timm_paths(body) if is_timm else _paths(follow(body), body)
-    can_be = sorted(S for S in paths if 1<S<output_stride)
+    def is_earlier(S): return S not in (1,output_stride) and not is_finer(S,output_stride)
+    can_be = sorted(filter(is_earlier,paths), key=partial(as_tuple,n=2))
     if skip not in can_be:
         raise ValueError('`skip` is the stride of an earlier map that the body makes: '
             f'one of {can_be} at {output_stride=}, not {skip!r}')
@@ -188,8 +189,8 @@ class DeepLabPlus(nn.Sequential):
 
 def _plus(body, S, n_out, output_stride, rates, skip, separable):
     "DeepLabV3+ on `body`, whose native stride is `S`"
-    body = body_with_level(body, skip, output_stride)
-    ni,n_low = [o.shape[1] for o in dummy_eval(body, (2*S,2*S))]
+    body = body_with_level(body, skip, by_axis(min,S,output_stride))
+    ni,n_low = [o.shape[1] for o in dummy_eval(body, tuple(2*s for s in as_tuple(S,2)))]
     head = _aspp(ni, rates) if rates else ConvLayer(ni, 256, 1)
     to_level,to_image = ToPixels(S,output_stride,skip),ToPixels(skip,skip)
     return DeepLabPlus(body, head, to_level, Decoder(256,n_low,n_out,separable), to_image)
@@ -212,7 +213,7 @@ def create_deeplab_model(
     "DeepLabV3 or V3+ on the body of `arch`"
     body = _body(arch, pretrained, weights, cut, n_in, **kwargs)
     body,S = _readable(arch, body)
-    rates = _scale(L(rates), S)
+    rates,output_stride = _scale(L(rates), S),in_numbers(output_stride, S, 2)
     if skip is None:
         head = _head(num_features_model(nn.Sequential(body)), n_out, rates)
         model = DeepLab(body, head, ToPixels(S,output_stride))
@@ -232,7 +233,7 @@ def _rates_that_fit(rates, side, stride):
 
 def check_rates(rates, sides, stride):
     "Warn if the largest of `rates` steps over an image with `sides`, or if they are those of a paper"
-    rates = tuple(L(rates))
+    rates,stride = tuple(L(rates)),max(as_tuple(stride))
     native,side,image = _scale(rates, stride),min(sides),'x'.join(map(str,sides))
     step = max(native, default=0)*stride
     fit = f'`rates={_rates_that_fit(native,side,stride)}` would fit' if step>=side else ''

@@ -121,7 +121,7 @@ def _costs(net, xb, secs):
 # %% ../nbs/14_evaluate.ipynb #7a261c9e
 def output_stride_report(
     learn,                    # a `Learner`; it is left as it was
-    output_strides=(32,16,8), # output strides to compare, or one
+    output_strides=(32,16,8), # output strides to compare, or one; a tuple by axis stands in a list: `[32,(32,8)]`
     dl=None,                  # `DataLoader` with targets; by default the validation set
     n=5,                      # timed forward passes of a batch at each stride; the first does not count
     plot=False,               # draw the first metric against multiply-adds?
@@ -144,7 +144,7 @@ def output_stride_report(
         timed = time_in_turns([partial(nets[T],*xb) for T in output_strides], n)
         for T,secs in zip(output_strides, timed): rows[T].update(_costs(nets[T], xb, secs))
         next(bar, None)
-    index = pd.Index(output_strides, name='output stride')
+    index = pd.Index(output_strides, name='output stride', tupleize_cols=False)
     df = pd.DataFrame([rows[T] for T in output_strides], index=index)
     if plot: _plot(df)
     return df

@@ -20,6 +20,7 @@ __all__ = ['Phases', 'split', 'merge', 'InPlace', 'mixed', 'Phased', 'run_by_pha
 import math,types
 from collections import OrderedDict,namedtuple
 from functools import lru_cache
+from operator import floordiv
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -28,10 +29,24 @@ from torch.utils._pytree import tree_leaves,tree_map
 from .layers import *
 
 # %% ../nbs/02_phases.ipynb #d8111cba
-class Phases(namedtuple('Phases', 'spacing stride kept dims', defaults=(1,1,(2,3)))):
-    "Native positions are `spacing` apart along `dims`; of the module's own `stride`, `kept` is left"
+class Phases(namedtuple('Phases', [
+    'spacing', # native positions are so far apart,
+    'stride',  # of the module's own stride,
+    'kept',    # so much is left,
+    'dims',    # along these dims of the map
+], defaults=(1,1,(2,3)))):
+    "How a map is split; each of the numbers may be a tuple, with one for each of `dims`"
     @property
-    def n(self): return self.spacing*self.stride//self.kept
+    def n(self): return by_axis(lambda d,s,kept: d*s//kept, self.spacing, self.stride, self.kept)
+
+    @property
+    def each(self):
+        "By dim, the `Phases` along it alone"
+        settings = [as_tuple(o,len(self.dims)) for o in (self.spacing,self.stride,self.kept)]
+        return [Phases(d,s,kept,(dim,)) for d,s,kept,dim in zip(*settings,self.dims)]
+
+    @property
+    def n_all(self): return math.prod(p.n for p in self.each)
 
     def sides(self, x): return [x.shape[i] for i in self.dims]
 
@@ -39,7 +54,7 @@ class Phases(namedtuple('Phases', 'spacing stride kept dims', defaults=(1,1,(2,3
         side, # of the map that was split
         n,    # positions that the module made of each phase
     ):
-        "Positions of the merged map, on an axis: one for each that is kept; all, if the module pads or cuts"
+        "Positions of the merged map along a single dim: one for each that is kept; all, if the module pads or cuts"
         n_kept = ceil_div(side, self.kept)
         if torch.compiler.is_exporting(): # a free side may not be comparable
             from torch.fx.experimental.symbolic_shapes import statically_known_true # takes a second
@@ -48,8 +63,9 @@ class Phases(namedtuple('Phases', 'spacing stride kept dims', defaults=(1,1,(2,3
         return n*self.n if pads_or_cuts else n_kept
 
 # %% ../nbs/02_phases.ipynb #98613057
-def _split_axis(x, ax, p):
-    "Replace axis `ax` by two: the positions of a phase, and the phases"
+def _split_axis(x, p):
+    "Replace the single dim of `p` by two: the positions of a phase, and the phases"
+    ax, = p.dims
     n,d = x.shape[ax],p.spacing
     n_each = ceil_div(n, d)
     # in an export a free side is not asked for its value
@@ -75,7 +91,7 @@ def split(x, p):
     "The phases of the map `x` as a batch, the native phase first; the memory format stays"
     if _is_channels_last(x, p.dims): # the old ONNX exporter does not know a dim of -1
         return split(x.movedim(1,x.ndim-1), _one_down(p)).movedim(x.ndim-1,1)
-    for ax in reversed(p.dims): x = _split_axis(x, ax, p)
+    for one in reversed(p.each): x = _split_axis(x, one)
     phase_axes = [ax+i+1 for i,ax in enumerate(p.dims)]
     other_axes = [i for i in range(x.ndim) if i not in phase_axes]
     return x.permute(*phase_axes, *other_axes).contiguous().flatten(0, len(p.dims))
@@ -92,9 +108,9 @@ def merge(y, p, sides, last=None):
     "The map whose phases are the batch `y`; `sides` are those of the map that was split; with its channels `last`?"
     if last is None: last = _is_channels_last(y, p.dims)
     if last: return merge(y.movedim(1,y.ndim-1), _one_down(p), sides, False).movedim(y.ndim-1,1)
-    ns = [p.n_out(side,y.shape[ax]) for ax,side in zip(p.dims,sides)]
+    ns = [one.n_out(side,y.shape[ax]) for one,ax,side in zip(p.each,p.dims,sides)]
     n_dims = len(p.dims)
-    y = y.unflatten(0, (*[p.n]*n_dims,-1))
+    y = y.unflatten(0, (*[one.n for one in p.each],-1))
     order = [*range(n_dims, y.ndim)]
     # each phase axis behind its positions
     for i,ax in reversed([*enumerate(p.dims)]): order.insert(ax+1, i)
@@ -164,14 +180,14 @@ class Phased(InPlace):
 
     def extra_repr(self):
         p,own = self._by_phases,super().extra_repr()
-        traded = f', stride {p.stride} -> {p.kept}' if p.stride>1 else ''
+        traded = f', stride {p.stride} -> {p.kept}' if p.stride!=1 else ''
         inside = '; called by themselves, modules inside see one phase' if self._modules else ''
         return f'{own}{", " if own else ""}by phases: spacing={p.spacing}{traded}{inside}'
 
 # %% ../nbs/02_phases.ipynb #8dde5b59
 def _split_all(args, x, p):
     "`args` with maps like `x` split, and with what there is once for each image repeated"
-    n_phases = p.n**len(p.dims)
+    n_phases = p.n_all
     def split_one(o):
         if not isinstance(o,torch.Tensor) or o.ndim==0: return o
         if o.ndim==x.ndim and p.sides(o)==p.sides(x):
@@ -221,7 +237,7 @@ _hooks = '_forward_hooks','_forward_pre_hooks','_backward_hooks','_backward_pre_
 
 def _may_join(m):
     "May a run go on through module `m`?"
-    if not isinstance(m,Phased) or m._by_phases.stride>1 or 'forward' in vars(m): return False
+    if not isinstance(m,Phased) or m._by_phases.stride!=1 or 'forward' in vars(m): return False
     if not torch.compiler.is_compiling() and _has_any_global_hook(): return False
     return not any(getattr(m,o) for o in _hooks)
 
@@ -288,8 +304,8 @@ class DepthwiseConv(InPlace):
     def _conv_forward(self, x, weight, bias):
         if not _phases_are_faster(self, x, weight): return super()._conv_forward(x, weight, bias)
         p = self._phases
-        def native(setting): return setting if isinstance(setting,str) else [o//p.spacing for o in setting]
-        n_missing = [-side%p.spacing for side in p.sides(x)]
+        def native(setting): return setting if isinstance(setting,str) else on_each_axis(floordiv, setting, p.spacing)
+        n_missing = on_each_axis(lambda side,d: -side%d, tuple(p.sides(x)), p.spacing)
         padded = F.pad(x, [0,n_missing[1],0,n_missing[0]]) if any(n_missing) else x
         phases = split(padded, p)
         y = F.conv2d(phases, weight, bias, 1, native(self.padding), native(self.dilation), self.groups)

@@ -14,22 +14,26 @@ __all__ = ['to_pixels', 'ToPixels']
 
 # %% ../nbs/06_pixels.ipynb #71b6efc7
 import torch
-from fastcore.basics import ifnone
+from operator import floordiv,truediv
 from torch import nn
-from .layers import as_tuple
+from .layers import as_tuple,by_axis
 
 # %% ../nbs/06_pixels.ipynb #tpx05
+def _middle(T): return by_axis(lambda T: (T-1)/2, T)
+
 def to_pixels(
     x,             # a map, channels first, with or without a batch; with as many spatial dims as `size` has
     size,          # sides of the image, in pixels; one number for a square
-    output_stride, # pixels of the image for one value of `x`
-    offset=None,   # pixel of the first value; by default `(output_stride-1)/2`, as `F.interpolate` has it
+    output_stride, # pixels of the image for one value of `x`, a number or one for each side
+    offset=None,   # pixel of the first value, the same way; by default `(output_stride-1)/2`, as `F.interpolate` has it
 ):
     "Interpolate `x` linearly to an image of `size`, with value `i` at pixel `output_stride*i + offset`"
     size = as_tuple(size, max(2, x.ndim-2))
-    for ax,n in enumerate(size, -len(size)):
+    if offset is None: offset = _middle(output_stride)
+    strides,offsets = [as_tuple(o,len(size)) for o in (output_stride,offset)]
+    for ax,n,T,first in zip(range(-len(size),0), size, strides, offsets):
         i,p = torch.arange(x.shape[ax], device=x.device),torch.arange(n, device=x.device)
-        at = ((p-ifnone(offset, (output_stride-1)/2))/output_stride).clamp(0, x.shape[ax]-1)
+        at = ((p-first)/T).clamp(0, x.shape[ax]-1)
         w = 1-(at[:,None]-i).abs()
         x = (x.movedim(ax,-1) @ w.clamp(min=0).to(x.dtype).T).movedim(-1,ax)
     return x
@@ -44,18 +48,19 @@ class ToPixels(nn.Module):
         level=1,       # native stride of the map to whose positions it resizes; 1 is the image
     ):
         super().__init__()
-        self.native_stride,self.spacing,self.offset,self.level = native_stride,1,(output_stride-1)/2,level
+        self.native_stride,self.spacing,self.level = native_stride,1,level
+        self.offset = _middle(by_axis(min, native_stride, output_stride))
 
     @property
-    def output_stride(self): return self.native_stride//self.spacing
+    def output_stride(self): return by_axis(floordiv, self.native_stride, self.spacing)
 
     def extra_repr(self):
-        to = f', level={self.level}' if self.level>1 else ''
+        to = f', level={self.level}' if self.level!=1 else ''
         return f'output_stride={self.output_stride}, offset={self.offset}{to}'
 
     def forward(self, x, size):
         T = self.output_stride
         # that map may be finer than natively too, and its first position has not moved
-        step = min(self.level, T)
-        first_at = (self.level-1)/2
-        return to_pixels(x, size, T/step, (self.offset-first_at)/step)
+        step = by_axis(min, self.level, T)
+        offset = by_axis(lambda first,at,step: (first-at)/step, self.offset, _middle(self.level), step)
+        return to_pixels(x, size, by_axis(truediv,T,step), offset)

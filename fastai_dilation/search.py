@@ -20,6 +20,7 @@ __all__ = ['Case', 'InTraining', 'Found', 'make_plan', 'restored', 'apply_plan',
 import inspect,itertools,math
 from collections import defaultdict,deque,namedtuple
 from functools import lru_cache,partial
+from operator import floordiv
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -49,7 +50,7 @@ def apply_plan(net, plan, phased):
         m = net.get_submodule(name)
         if is_inside(name, phased): continue
         change(m, **kind_of(m).settings(m, dilation, stride))
-        if dilation>1 and is_plain_depthwise(m): let_run_by_phases(m, dilation)
+        if dilation!=1 and is_plain_depthwise(m): let_run_by_phases(m, dilation)
     for name,p in phased.items(): run_by_phases(net.get_submodule(name), p)
     for name in {parent(o) for o in phased}-{''}:
         m = net.get_submodule(name)
@@ -100,7 +101,7 @@ def _is_container(self:Search, name):
 def _outermost(self:Search, name, phased):
     "The largest module around `name` that may run by its phases as one"
     res,p,up = name,phased[name],parent(name)
-    while up and p.stride==1 and p.n>1:
+    while up and p.stride==1 and p.n!=1:
         is_called = up in self.strides.calls # a list of modules is not
         if is_called and not self._may_run_as_one(up, p, phased): break
         if is_called and not self._is_container(up): res = up
@@ -135,37 +136,51 @@ def outermost_only(phased):
 # %% ../nbs/04_search.ipynb #9562098a
 _reach = 18 # so many positions away there is a native one: a dilation of 18 finds it
 
-def _sides(first, others, ndim): return first,*[others]*(ndim-1)
+_AxisSides = namedtuple('_AxisSides', [
+    'small_first', # of the small image, if the axis is the first,
+    'small_other', # and if it is another one
+    'large_first', # and the same of the large image
+    'large_other',
+])
 
-def _trial_sides(S, T, ndim, more=0):
-    "Sides of a small image, and of a large one; `more` native positions for what a network without padding loses"
-    if S>64: return _sides_for_large_strides(S, T, ndim)
-    has_many_pixels = ndim>2 # a volume has, as it is
-    n_reach = 0 if has_many_pixels else ceil_div(_reach*T, S) # in native positions
+def _sides_of_axis(S, T, is_volume, more):
+    "`_AxisSides` of an axis with native stride `S`"
+    n_reach = 0 if is_volume or T>=S else ceil_div(_reach*T, S) # in native positions
     # native positions behind the first; tiles of 7, as many windows are, find one whole
-    n_high,n_wide = max(2 if has_many_pixels else 6, n_reach),max(3,n_reach+1)
+    n_high,n_wide = max(2 if is_volume else 6, n_reach),max(3,n_reach+1)
     # on behind `n*S` pixels, the last position of a map is native, also without padding
     def ends(n): return (n+more)*S
     def goes_on(n): return (n+more)*S - (T if more else 0)
     # 2 pixels more are even, and one position more at a `T` of 2 alone
-    small = _sides(goes_on(3), ends(2)+min(2,T), ndim)
-    return small,_sides(ends(n_high)+1, goes_on(n_wide)-1, ndim)
+    return _AxisSides(goes_on(3), ends(2)+min(2,T), ends(n_high)+1, goes_on(n_wide)-1)
+
+def _trial_sides(S, T, ndim, more=0):
+    "Sides of a small image, and of a large one; `more` native positions for what a network without padding loses"
+    if max(as_tuple(S))>64: return _sides_for_large_strides(S, T, ndim)
+    is_volume = ndim>2 # it has many pixels as it is
+    first,*others = on_each_axis(partial(_sides_of_axis,is_volume=is_volume,more=more), as_tuple(S,ndim), T)
+    small = first.small_first,*[o.small_other for o in others]
+    return small,(first.large_first,*[o.large_other for o in others])
 
 # %% ../nbs/04_search.ipynb #lrg04
 _most_positions = 5_000 # of the finer map,
 _most_pixels = 2**17    # and of the image, of a network with a native stride above 64
 
 def _sides_for_large_strides(S, T, ndim):
-    "Two or three native positions on the long side, and one on the short one: more would take too long"
-    long = 2*S+1
-    short = min(S, min(_most_positions*T*T, _most_pixels)//long**(ndim-1))
-    if short<33: long,short = 65,64 # it pays no more
-    return _sides(short,long,ndim),_sides(long,short,ndim)
+    "Two or three native positions on the long sides, and one on the short ones: more would take too long"
+    strides = as_tuple(S, ndim)
+    budget = min(_most_positions*math.prod(as_tuple(T,ndim)), _most_pixels)
+    longs = [2*s+1 for s in strides]
+    def short(s, long): return min(s, budget//(math.prod(longs)//long))
+    shorts = [*map(short,strides,longs)]
+    if any(n<min(33,s) for n,s in zip(shorts,strides)): longs,shorts = [65]*ndim,[64]*ndim # it pays no more
+    return (shorts[0],*longs[1:]),(longs[0],*shorts[1:])
 
 def _window_sides(S, ndim):
     "For networks that cut their maps into windows, or that want multiples of their stride"
     # windows of 4, 7 and 8 positions are usual; a network of volumes may have room for 2 alone
-    all_sides = [_sides(k*S, 2*k*S, ndim) for k in (4,7,8,2)]
+    first,*others = as_tuple(S, ndim)
+    all_sides = [(k*first,*[2*k*s for s in others]) for k in (4,7,8,2)]
     return [o for o in all_sides if math.prod(o)<=_most_pixels or o is all_sides[-1]]
 
 # %% ../nbs/04_search.ipynb #8618c864
@@ -214,7 +229,7 @@ def small_and_large(self:_Images):
             more += 2
             continue
         n_missing = 3-res.n_positions()
-        if n_missing<=0 or S>64: break
+        if n_missing<=0 or max(as_tuple(S))>64: break
         more += n_missing
     return [res,self.natives(large)] if res else None
 
@@ -251,7 +266,7 @@ def _is_noisy(m):
 
 def _names_of_calls(net, strides, xs, training):
     # a second head may refuse the images that we try
-    large = [16*strides.output]*strides.sample.ndim
+    large = [16*S for S in as_tuple(strides.output, strides.sample.ndim)]
     try: return shapes_of(net, strides.sample.resized(large,'meta'), True, training)[0].keys()
     except Exception: return shapes_of(net, xs, False, training)[0].keys() # not on the meta device
 
@@ -342,7 +357,8 @@ def _first_read(natives, name):
     reads,makes = [[o for o in noted if is_map(o.grid)] for noted in (call.reads,call.makes)]
     if not reads or not makes: return _FirstRead([], 1, 1)
     value,grid = reads[0]
-    return _FirstRead([value.shape[i] for i in grid.dims], makes[0].grid.stride//grid.stride, grid.stride)
+    smaller = by_axis(floordiv, makes[0].grid.stride, grid.stride)
+    return _FirstRead([value.shape[i] for i in grid.dims], smaller, grid.stride)
 
 _Asked = namedtuple('_Asked', [
     'name', # of a module
@@ -361,6 +377,11 @@ class _Edges:
         self.tried = defaultdict(set)# by axis: how many pixels more there were
         self.n_images = 0            # further ones
 
+    def _axes(self, ns, times, steps):
+        "The number of an axis, and what `ns`, `times` and `steps` are on it, of those on which a multiple is a question"
+        settings = zip(ns, as_tuple(times,len(ns)), as_tuple(steps,len(ns)))
+        return [(axis,o) for axis,o in enumerate(settings) if o[1]>1]
+
     def _note(self, asked, edge):
         self.seen[asked].add(_is_multiple(edge))
         self.at_first.setdefault(asked, edge)
@@ -368,7 +389,7 @@ class _Edges:
     def note(self, natives, trial):
         self.first = self.first or natives
         for name,(f,ns) in trial.sides.items():
-            for axis,n in enumerate(ns): self._note(_Asked(name,axis,'end'), _Edge(n-1, f, self.T))
+            for axis,(n,f,T) in self._axes(ns, f, self.T): self._note(_Asked(name,axis,'end'), _Edge(n-1,f,T))
         self._note_native_sides(natives, trial)
 
     def _note_native_sides(self, natives, trial):
@@ -378,7 +399,7 @@ class _Edges:
         may_pad = {parent(o) for o in changed if smaller(parent(o))==smaller(o)} # the module around one that is changed
         for name in changed|may_pad:
             sides,s,step = _first_read(natives, name)
-            for axis,n in enumerate(sides if s>1 else []): self._note(_Asked(name,axis,'side'), _Edge(n, s, step))
+            for axis,(n,s,step) in self._axes(sides, s, step): self._note(_Asked(name,axis,'side'), _Edge(n,s,step))
 
 # %% ../nbs/04_search.ipynb #edg04b
 @patch
@@ -391,8 +412,9 @@ def more_sides(self:_Edges):
         edges = {o:self.at_first[o] for o in lacking if o.axis==axis}
         return [o for o,edge in edges.items() if _is_multiple(edge,px)!=_is_multiple(edge)]
     sides = [*self.first.sides]
-    for axis in range(len(sides)):
-        untried = [o for o in range(0, self.first.strides.output+1, self.T) if o not in self.tried[axis]]
+    strides = on_each_axis(lambda S,T: (S,min(S,T)), as_tuple(self.first.strides.output,len(sides)), self.T)
+    for axis,(S,T) in enumerate(strides):
+        untried = [o for o in range(0, S+1, T) if o not in self.tried[axis]]
         # where the pixels are no multiple of the step, it may be one position more or less
         def chance(px): return sum(1 if px%self.at_first[o].step==0 else 1/4 for o in shown(px,axis))
         px = max(untried, key=chance)
@@ -411,9 +433,9 @@ def _hooks_in_words(net, strides, T, phased):
     for name in [o for o in hooked(net) if o in strides.calls]:
         m,who = net.get_submodule(name),f'`{name}` has a hook, which'
         hooks = [*m._forward_hooks.values(), *m._forward_pre_hooks.values()]
-        is_finer = max([0,*strides.reads(name),*strides.makes(name)])>T
+        sees_finer = any(is_finer(S,T) for S in (*strides.reads(name),*strides.makes(name)))
         if is_inside(parent(name), phased): words.append(f'{who} sees the phases of a map as the batch')
-        elif is_finer and not all(map(_is_known_to_look_only,hooks)):
+        elif sees_finer and not all(map(_is_known_to_look_only,hooks)):
             words.append(f'{who} was not tried: if it changes a map, it may be told its stride')
     return words
 
@@ -427,7 +449,7 @@ def _foreign_in_words(strides, foreign):
 def _heads_in_words(in_training, T, were_tried):
     "A sentence on what is called in training alone, and reads a finer map, if nothing that it makes was compared"
     s = in_training.strides
-    untold = [n for n in in_training.heads if max([0,*s.reads(n)])>T and not (were_tried and s.makes(n))]
+    untold = [n for n in in_training.heads if any(is_finer(S,T) for S in s.reads(n)) and not (were_tried and s.makes(n))]
     names = ' and '.join(f'`{n}`' for n in untold)
     words = f'in training it calls {names} too, on a finer map: what comes out was not tried'
     return [words] if untold else []

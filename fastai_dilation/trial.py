@@ -20,6 +20,7 @@ __all__ = ['tolerances', 'Noted', 'Record', 'fineness', 'native_part', 'has_nati
 # %% ../nbs/03_trial.ipynb #e8d02239
 import math,weakref
 from collections import defaultdict,namedtuple
+from operator import eq,floordiv,mod
 import torch
 from fastcore.basics import patch
 from torch import Tensor
@@ -33,12 +34,12 @@ from .strides import *
 # parts of the largest value
 tolerances = {torch.float64:1e-6, torch.float32:1e-3, torch.float16:1e-2, torch.bfloat16:5e-2}
 
-def fineness(grid, T): return grid.stride//min(grid.stride, T)
+def fineness(grid, T): return by_axis(lambda S,T: S//min(S,T), grid.stride, T)
 
 def native_part(t, grid, T):
     "The map `t`, of a network at output stride `T`, at its native positions"
-    every = slice(None, None, fineness(grid,T))
-    return t[tuple(every if i in grid.dims else slice(None) for i in range(t.ndim))]
+    every = dict(zip(grid.dims, as_tuple(fineness(grid,T),len(grid.dims))))
+    return t[tuple(slice(None,None,every.get(i)) for i in range(t.ndim))]
 
 def has_native_size(t, native, grid, T):
     "Is the map `t` as fine as it should be, and no finer?"
@@ -146,12 +147,13 @@ class Natives:
     def sides(self): return Sample(self.xs, self.strides.sample.ndim).sides
 
     def n_positions(self):
-        "The fewest positions on an axis of a map of the coarsest stride"
+        "The fewest positions of a map on an axis on which it has the coarsest stride"
         calls = [c for cs in self.record.values() for c in cs if c]
-        noted = [o for c in calls for o in (*c.reads,*c.makes)]
-        S = self.strides.output
-        coarsest = [o for o in noted if is_map(o.grid) and o.grid.stride==S]
-        return min([o.value.shape[i] for o in coarsest for i in o.grid.dims], default=0)
+        maps = [o for c in calls for o in (*c.reads,*c.makes) if is_map(o.grid)]
+        def of_coarsest(o):
+            are_coarsest = on_each_axis(eq, self.strides.output, as_tuple(o.grid.stride,len(o.grid.dims)))
+            return [o.value.shape[i] for i,is_coarsest in zip(o.grid.dims,are_coarsest) if is_coarsest]
+        return min([n for o in maps for n in of_coarsest(o)], default=0)
 
 # %% ../nbs/03_trial.ipynb #0887c77e
 class Trial:
@@ -262,8 +264,9 @@ def _how_by_phases(self:Trial, name, m, call):
     grids = self._grids(call)
     if not grids: return None
     read,made = grids
-    if not is_map(read) or not is_map(made) or read.dims!=made.dims or made.stride%read.stride: return None
-    s = made.stride//read.stride
+    if not is_map(read) or not is_map(made) or read.dims!=made.dims: return None
+    if any(on_each_axis(mod, made.stride, read.stride)): return None
+    s = by_axis(floordiv, made.stride, read.stride)
     if not divides(read.stride, s, self.T): return None
     spacing,kept = rule(read.stride, s, self.T)
     p = Phases(spacing, s, kept, read.dims)
@@ -280,7 +283,7 @@ def _mend(self:Trial, name, p, args, kwargs, call):
     def make(o):
         if not o.grid: return o.value.clone()
         shape = list(o.value.shape)
-        for ax,side in zip(p.dims,p.sides(x)): shape[ax] = p.n_out(side, shape[ax])
+        for one,ax,side in zip(p.each,p.dims,p.sides(x)): shape[ax] = one.n_out(side, shape[ax])
         return put_right(o.value.new_empty(shape), o.value, o.grid, self.T, self.fill)
     return _with_tensors(call.result, map(make,call.makes))
 
@@ -311,7 +314,7 @@ def watch(self:Trial, name, forward, *args, **kwargs):
 def _note_sides(self:Trial, name, y, call):
     "Note the sides of the first map in `y` that is finer than natively"
     for t,o in zip(tensors(y), call.makes):
-        is_finer = is_map(o.grid) and fineness(o.grid,self.T)>1 and t.ndim==o.value.ndim
+        is_finer = is_map(o.grid) and fineness(o.grid,self.T)!=1 and t.ndim==o.value.ndim
         if not is_finer: continue
         sides = [t.shape[i] for i in o.grid.dims]
         self.sides.setdefault(name, (fineness(o.grid,self.T),sides))

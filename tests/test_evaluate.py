@@ -11,12 +11,12 @@ from fastai_dilation.all import output_stride_report, pool_over
 from fastai_dilation.ask import multiply_adds
 from fastai_dilation.evaluate import peak_memory
 from seg_data import class_dls, make_files, seg_dls
-from util import close, names, narrow, randomize, same, small, small_densenet, tensors
+from util import close, narrow, randomize, same, small, small_densenet, tensors
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory): return make_files(tmp_path_factory.mktemp('data'))
 
-se = [o for o in names if o.startswith('xse_') and not o.endswith(('101','152'))]
+se = ['xse_resnet18','xse_resnet50','xse_resnext34_deep','xse_resnet18_deeper','xse_resnext50']
 nets = {o:partial(narrow,o) for o in se+['xresnet18','xresnet34','xresnet18_deep','xresnext50']}
 nets |= {o:getattr(tvm,o) for o in ('resnet18','vgg11_bn','efficientnet_b0','mobilenet_v3_small')}
 nets['timm resnet18d'] = lambda: timm.create_model('resnet18d')

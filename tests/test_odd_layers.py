@@ -1,13 +1,12 @@
 "Layers as people make and change them: numbers and lists as settings, weights that are made, forwards that were replaced"
 import pickle
 from abc import ABC
-from functools import partial
 import numpy as np, pytest, torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import remove_parametrizations
-from fastai_dilation.all import CannotDilate, get_output_stride, grid_error, output_strides, pool_over, set_output_stride
+from fastai_dilation.all import CannotDilate, get_output_stride, pool_over, set_output_stride
 from util import close, said
 
 class Gate(nn.Module):
@@ -119,21 +118,6 @@ def test_after_a_setting_was_changed_by_hand_nothing_is_lost():
         assert net[3].spacing==3
     net[3].spacing = 4
     assert repr(pool_over(set_output_stride(net,4),'all')[3])==repr(nn.AdaptiveAvgPool2d(1))
-
-# Strides that differ by axis
-
-def test_strides_that_differ_by_axis_are_said():
-    "By every function that would have to tell one number"
-    c = lambda i,o,s: nn.Sequential(nn.Conv2d(i,o,3,s,1), nn.BatchNorm2d(o), nn.ReLU())
-    net = nn.Sequential(c(3,16,2), c(16,32,2), c(32,32,(2,1)), c(32,32,(2,1)), c(32,32,1))
-    before = repr(net)
-    for f in (get_output_stride, output_strides, partial(set_output_stride,output_stride=4), partial(grid_error,output_stride=4)):
-        with pytest.raises(CannotDilate, match='differ by axis'): f(net)
-    assert repr(net)==before
-
-def test_a_first_layer_with_strides_that_differ_by_axis():
-    net = nn.Sequential(nn.Conv2d(3,8,3,(2,1),1), nn.Conv2d(8,8,3,2,1))
-    with pytest.raises(CannotDilate, match='2x1 pixels'): set_output_stride(net, 1)
 
 class AbstractGate(ABC, Gate): "Objects of a class that begins with `ABC` cannot get another one"
 

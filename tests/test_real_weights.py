@@ -35,7 +35,7 @@ def test_sees_what_it_was_trained_for(net):
     with torch.no_grad(): top = {k:net(prepared(ims[k])).topk(3).indices[0].tolist() for k in ('cup','cat','rocket')}
     assert 967 in top['cup'] and {281,282,285} & {*top['cat']} and {657,744} & {*top['rocket']}
 
-@pytest.mark.parametrize('name,strides', [slow(o,[16,8]) for o in ims])
+@pytest.mark.parametrize('name,strides', [slow(o,[16,8] if i==0 else [8]) for i,o in enumerate(ims)])
 def test_same_class(net, name, strides):
     "With the grid pool, its answer at 16 and 8 is the native one"
     x = prepared(ims[name])
