@@ -1,15 +1,17 @@
 "A stride for each axis: asked for where the native ones are equal, and followed where they are not"
 import pickle
 from functools import partial
-import pytest, timm, torch
+import onnxruntime, pytest, timm, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import nn
 from torchvision.models import video
 from fastai.vision.models import xresnet
 from fastai_dilation.all import CannotDilate, ToPixels, class_maps, create_deeplab_model, explain, get_output_stride
-from fastai_dilation.all import grid_error, output_strides, pool_over, set_output_stride
+from fastai_dilation.all import grid_error, output_stride_report, output_strides, pool_over, set_output_stride
+from fastai_dilation.all import unet_learner, vision_learner
 from fastai_dilation.layers import as_tuple, by_axis
 from fastai_dilation.phases import Phases
+from seg_data import class_dls, make_files, seg_dls
 from util import Call, alive, close, said, small, small50, slow_if
 
 def block(ni, nf, stride=1): return nn.Sequential(nn.Conv2d(ni,nf,3,stride,1), nn.BatchNorm2d(nf), nn.ReLU())
@@ -223,3 +225,72 @@ def test_deeplab_plus_on_a_body_of_uneven_strides():
     assert get_output_stride(m)==(8,4) and m(torch.randn(1,3,64,48).double()).shape==(1,4,64,48)
     assert [o.dilation for o in m[1].modules() if isinstance(o,nn.Conv2d) and o.kernel_size==(3,3)]==[(4,8)]
     with pytest.raises(ValueError, match='one of .*4, 2.* not 4'): make(skip=4)
+
+# In learners
+
+@pytest.fixture(scope='module')
+def path(tmp_path_factory): return make_files(tmp_path_factory.mktemp('data'))
+
+def test_constructors_and_learners_take_a_tuple(path):
+    "And a learner notes what the axes have then"
+    assert get_output_stride(xresnet.xresnet18(widen=.125,output_stride=(32,8)))==(32,8)
+    learn = vision_learner(class_dls(path), small, pretrained=False, output_stride=(32,8))
+    assert get_output_stride(learn)==(32,8)
+    learn.set_output_stride((16,None))
+    assert get_output_stride(learn)==learn.output_stride==(16,8)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+
+@pytest.mark.parametrize('T', [(32,8),(8,32)])
+def test_a_unet_on_an_uneven_encoder(path, T):
+    "Its decoder is built for such maps, and its answer has the size of the image"
+    learn = unet_learner(seg_dls(path), small, pretrained=False, output_stride=T)
+    assert get_output_stride(learn)==T
+    with torch.no_grad(): assert learn.model.eval()(torch.randn(1,3,64,64)).shape==(1,2,64,64)
+
+@pytest.mark.slow
+def test_a_report_has_rows_for_tuples(path):
+    learn = vision_learner(class_dls(path), small, pretrained=False)
+    with learn.no_bar(): df = output_stride_report(learn, [32,(32,8),8])
+    assert [*df.index]==[32,(32,8),8] and df.grid_error.max()<1e-4
+    work = df['multiply-adds G']
+    assert work[32]<work.iloc[1]<work[8]
+
+# Parts of the machinery
+
+stems = [lambda: nn.Conv2d(3,4,4,4), lambda: nn.Sequential(nn.Conv2d(3,4,1),nn.MaxPool2d(4,4)), lambda: nn.Sequential(nn.Conv2d(3,4,1),nn.AvgPool2d(4))]
+@pytest.mark.parametrize('T', [(2,1),(1,2),(8,2),(2,8)], ids=str)
+@pytest.mark.parametrize('stem', stems, ids=['conv','max','avg'])
+def test_a_stride_is_traded_in_part_on_an_axis(stem, T):
+    "Of a stem's stride of 4, two are left on one axis, one or all on the other"
+    assert off(nn.Sequential(stem(),nn.Conv2d(4,8,3,2,1)), T, (64,48), (68,60))[1]==T
+
+@pytest.mark.parametrize('T', [(8,2),(1,8),(2,1)], ids=str)
+def test_a_depthwise_conv_has_the_gradients_of_its_dilated_self(T):
+    "By phases that differ by axis, in training"
+    def net():
+        torch.manual_seed(0)
+        convs = [nn.Conv2d(3,8,3,2,1), nn.Conv2d(8,8,3,2,1), nn.Conv2d(8,8,5,1,2,groups=8), nn.Conv2d(8,8,3,2,1)]
+        return nn.Sequential(*convs).double()
+    by_phases,dilated = [set_output_stride(net(),T) for _ in range(2)]
+    assert by_phases[2].extra_repr()!=nn.Conv2d.extra_repr(by_phases[2])
+    dilated[2].__class__ = nn.Conv2d
+    x = torch.randn(2,3,33,41).double()
+    grads = [torch.autograd.grad(m(x).square().sum(), [*m.parameters()]) for m in (by_phases,dilated)]
+    for a,b in zip(*grads): close(a, b, 1e-9)
+
+@pytest.mark.slow
+def test_an_uneven_network_compiles_and_is_exported(tmp_path):
+    "In one graph; with free sides; and as ONNX, run by onnxruntime"
+    m = set_output_stride(alive(timm.create_model('test_efficientnet',num_classes=0,global_pool='')), (8,32))
+    x,batch = torch.randn(2,3,96,64),torch.export.Dim('batch',min=2,max=8)
+    with torch.no_grad():
+        want = m(x)
+        close(torch.compile(m,fullgraph=True,backend='aot_eager')(x), want)
+        sides = {2:torch.export.Dim('h',min=2,max=16)*32, 3:torch.export.Dim('w',min=2,max=16)*32}
+        program = torch.export.export(m, (x,), dynamic_shapes=[{0:batch,**sides}])
+        other = torch.randn(3,3,128,160)
+        close(program.module()(other), m(other))
+        torch.onnx.export(program, (), dynamo=True, verbose=False).save(tmp_path/'m.onnx')
+        run = onnxruntime.InferenceSession(tmp_path/'m.onnx')
+        found, = run.run(None, {run.get_inputs()[0].name:other.numpy()})
+        close(torch.tensor(found), m(other))
