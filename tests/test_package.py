@@ -47,14 +47,14 @@ def test_the_core_needs_no_fastai():
 
 old_paths = """
 from fastai_dilation.deeplab import DeepLab, ToPixels, to_pixels
-from fastai_dilation.evaluate import class_maps, explain, grid_error, multiply_adds, peak_memory
+from fastai_dilation.evaluate import GridPool, class_maps, explain, grid_error, multiply_adds, peak_memory, pool_over
 from fastai_dilation.learner import GradientCheckpointing
 from fastai_dilation.output_stride import make_plan, pool_over, try_out
 from fastai_dilation.strides import closed_inside, is_closed
 """
 
 def test_what_moved_is_found_where_it_was():
-    "Pickles and imports of 0.0.3 name those paths"
+    "Pickles and imports of 0.0.2 and 0.0.3 name those paths"
     exec(old_paths, {})
 
 def test_reload():
