@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint,checkpoint_sequential
 from torchvision.ops import DeformConv2d,deform_conv2d
 from fastai_dilation.all import CannotDilate, InexactWarning, output_strides, set_output_stride
-from fastai_dilation.layers import own_stride
+from fastai_dilation.layers import own_strides
 from fastcore.script import call_parse
 
 # Where a position is: functions that make two channels of a map's size
@@ -610,7 +610,7 @@ class Case:
 
     def strides(self, use):
         "Those of the maps that it answers with, by the sizes of two images"
-        has_3 = any(own_stride(o)%3==0 for o in self.m.modules())
+        has_3 = any(s%3==0 for o in self.m.modules() for s in own_strides(o))
         side = 192 if not has_3 else 8*27 if 'attend' in self.program else 16*27
         small,large = [use(self.m,images(self.program,1,px,px,0)) for px in (side,2*side)]
         return [side//(b.shape[3]-a.shape[3]) if b.shape[3]>a.shape[3] else None for a,b in zip(small,large)]

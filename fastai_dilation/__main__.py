@@ -101,8 +101,9 @@ def check(
     set_output_stride(net, output_stride, warn=False)
     work = multiply_adds(net, *xs)/native
     off,warned = _off(net, output_stride)
-    become = [o.becomes for o in layers]
-    traded,apart,phased = [sum(o) for o in zip(*[(b.is_traded,b.is_apart,b.is_by_phases) for b in become])]
+    becomes = [o.becomes for o in layers]
+    traded,apart = sum(o.is_traded for o in becomes),sum(o.is_apart for o in becomes)
+    phased = sum(o.is_by_phases for o in becomes)
     return Answer(off, warned, traded, apart, phased, sides, work, strides.possible)
 
 # %% ../nbs/16_check.ipynb #884f7f8f
@@ -120,13 +121,13 @@ def _in_words(answer):
 # %% ../nbs/16_check.ipynb #ck13
 def stride(words):
     "The stride in `words`: a number, or several with commas, `None` for an axis that stays"
-    first,*others = [None if o=='None' else int(o) for o in words.split(',')]
-    return (first,*others) if others else first
+    if ',' not in words: return int(words)
+    return tuple(None if o=='None' else int(o) for o in words.split(','))
 
 @call_parse
 def main(
     name:str,             # a network of fastai's, timm's or torchvision's
-    output_stride:stride, # pixels of the image for one value of the last map; 16,4 for two axes, None,8 for one of them
+    output_stride:stride, # pixels of the image for one value of the last map: 8, or by axis 16,4 or None,8
 ):
     "Is the network exact at another output stride?"
     torch.manual_seed(0)

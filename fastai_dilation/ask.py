@@ -202,7 +202,8 @@ def _what_becomes(name, strides, plan, phased):
     outer = next((o for o in phased if is_inside(name,[o])), None)
     if outer is not None:
         p = phased[outer]
-        return Becomes(p.stride, p.kept, phases=as_tuple(p.n,len(p.dims)), outer='' if outer==name else outer)
+        phases,around = as_tuple(p.n,len(p.dims)),'' if outer==name else outer
+        return Becomes(p.stride, p.kept, phases=phases, outer=around)
     own = strides.own.get(name, 1)
     dilation,stride = plan.get(name, (1,own))
     return Becomes(own, stride, apart=dilation)

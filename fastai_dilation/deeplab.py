@@ -301,5 +301,6 @@ def deeplab_learner(
     splitter = ifnone(splitter, meta['split'])
     learn = Learner(dls, model, loss_func, opt_func, lr, splitter, cbs, metrics, **learner_kwargs)
     if pretrained: learn.freeze()
+    output_stride = model[2].output_stride # in numbers
     store_attr('arch,normalize,n_out,pretrained,output_stride,rates,skip', self=learn)
     return learn

@@ -9,7 +9,7 @@ PyTorch's convs can be dilated. Its average pools cannot, and its max-pools lose
 # %% auto #0
 __all__ = ['kinds', 'Changed', 'CannotDilate', 'as_tuple', 'on_each_axis', 'by_axis', 'ceil_div', 'DilatedPool', 'GridPool',
            'Kind', 'conv_setting', 'ConvKind', 'PoolKind', 'is_whole_number', 'SpacedKind', 'knows_spacing',
-           'phases_of', 'phases_in', 'is_closed', 'kind_of', 'own_stride', 'change', 'restore', 'is_changed']
+           'phases_of', 'phases_in', 'is_closed', 'kind_of', 'own_strides', 'change', 'restore', 'is_changed']
 
 # %% ../nbs/00_layers.ipynb #6588b5d5
 from collections import namedtuple
@@ -36,7 +36,7 @@ def as_tuple(o, n=1):
 def on_each_axis(f, *settings):
     "What `f` makes of `settings`, numbers or tuples, on each axis"
     n = max([len(o) for o in settings if isinstance(o,(tuple,list))], default=1)
-    return [f(*axis) for axis in zip(*[as_tuple(o,n) for o in settings])]
+    return [f(*axis) for axis in zip(*[as_tuple(o,n) for o in settings], strict=True)]
 
 def by_axis(f, *settings):
     "What `f` makes of `settings` axis by axis: a number where all axes agree, and otherwise a tuple"
@@ -152,9 +152,13 @@ class Kind:
         "Attributes of `m` with their new values"
         raise NotImplementedError
 
+def _last(setting, n):
+    "Of a setting by axis the last `n`: a conv of two axes may read frames, with those of a batch"
+    return setting[-n:] if isinstance(setting,tuple) else setting
+
 def _times(d, setting):
     if isinstance(setting,str): return setting
-    return tuple(on_each_axis(mul, d, setting))
+    return tuple(on_each_axis(mul, _last(d,len(setting)), setting))
 
 # %% ../nbs/00_layers.ipynb #83593ae8
 def conv_setting(conv, name):
@@ -177,7 +181,7 @@ class ConvKind(Kind):
     def settings(self, m, dilation, stride=1):
         n_axes,is_one_tap = len(m.kernel_size),max(m.kernel_size)==1
         dilated = conv_setting(m, 'dilation')
-        return dict(stride=as_tuple(stride,n_axes), padding=_times(dilation, conv_setting(m,'padding')),
+        return dict(stride=as_tuple(_last(stride,n_axes),n_axes), padding=_times(dilation, conv_setting(m,'padding')),
             dilation=dilated if is_one_tap else _times(dilation, dilated))
 
 # %% ../nbs/00_layers.ipynb #f211620e
@@ -233,10 +237,11 @@ def kind_of(m):
     "The first of `kinds` that knows module `m`, or `None`"
     return next((o for o in kinds if o.knows(m)), None)
 
-def own_stride(m):
-    "Largest stride of `m` on an axis: as its kind says, or its attribute `stride`, if it has one"
-    if kind := kind_of(m): return max(as_tuple(kind.stride(m)))
-    return max([o for o in as_tuple(getattr(m,'stride',1)) if isinstance(o,int)], default=1)
+def own_strides(m):
+    "Strides of `m` on its axes: as its kind says, or its attribute `stride`, if it has one"
+    kind = kind_of(m)
+    stride = kind.stride(m) if kind else getattr(m, 'stride', 1)
+    return {o for o in as_tuple(stride) if isinstance(o,int)} or {1}
 
 # %% ../nbs/00_layers.ipynb #430afb48
 # in an undo log: there was no such attribute, or it cannot be compared; one object, also after a reload

@@ -92,19 +92,28 @@ def in_numbers(
             f'{ndim}, not {output_stride}')
     return tuple(old if T is None else T for T,old in zip(output_stride,as_tuple(now,ndim)))
 
+# %% ../nbs/05_output_stride.ipynb #1908286d
 def _are_whole_numbers(T): return all(map(is_whole_number, T if isinstance(T,tuple) else (T,)))
 
+def _can_have(strides, T):
+    if not isinstance(T,tuple): return T in strides.possible
+    return all(t in strides.possible_on(axis) for axis,t in enumerate(T))
+
+def _possible_in_words(strides, T):
+    by_axis = [f'one of {strides.possible_on(axis)}' for axis in range(strides.sample.ndim)]
+    numbers,tuples = f'one of {strides.possible}',f"a tuple of {' and '.join(by_axis)}"
+    if isinstance(T,tuple): return tuples
+    axes_agree = is_whole_number(strides.output)
+    return numbers if axes_agree else f'{numbers}, or {tuples}'
+
+# %% ../nbs/05_output_stride.ipynb #3652abce
 def _refuse_other_strides(net, T, strides):
-    possible = strides.possible
-    by_side = [strides.possible_on(axis) for axis in range(strides.sample.ndim)]
-    can_have = all(t in o for t,o in zip(T,by_side)) if isinstance(T,tuple) else T in possible
-    if can_have and _are_whole_numbers(T): return
-    as_one = f'one of {possible}'
-    as_many = f"a tuple of {' and '.join(f'one of {o}' for o in by_side)}"
-    can_be = as_many if isinstance(T,tuple) else as_one if is_whole_number(strides.output) else f'{as_one}, or {as_many}'
+    are_numbers = _are_whole_numbers(T)
+    if are_numbers and _can_have(strides,T): return
+    can_be = _possible_in_words(strides, T)
     words = f'`output_stride` of this {type(net).__name__} can be {can_be}, not {T!r}'
-    if not _are_whole_numbers(T): raise TypeError(words)
-    n = max(possible)
+    if not are_numbers: raise TypeError(words)
+    n = max(strides.possible)
     if max(as_tuple(T))>n:
         words += f'. It was built at {n}; if with dilation (timm: `output_stride=8`; torchvision: '\
             '`replace_stride_with_dilation`), build it without'
@@ -123,6 +132,26 @@ def _refuse_late_layers(now, native, changed):
             raise CannotDilate(name, 'it was added to a net that was dilated already, '
                 'and has no native dilation: change the body alone')
 
+# %% ../nbs/05_output_stride.ipynb #b7746b28
+def _shapes(net, sample, sides):
+    "By name of a module, the shapes of its calls on an image with these `sides`"
+    try: return shapes_of(net, sample.resized(sides,'meta'), True)[0]
+    except Exception: return shapes_of(net, sample.resized(sides), False)[0] # it needs values
+
+def _refuse_swapped_sides(net, strides):
+    sample,sides = strides.sample,[8*S for S in as_tuple(strides.output,strides.sample.ndim)]
+    for axis in range(sample.ndim-1): # the last one has what is left
+        longer = [2*side if i==axis else side for i,side in enumerate(sides)]
+        try: a,b = [_shapes(net,sample,o) for o in (sides,longer)]
+        except Exception: return # it does not run on them: nobody can tell
+        for name,calls in strides.calls.items():
+            for call,short,long in zip(calls, a.get(name,()), b.get(name,())):
+                for grid,small,large in zip(call.makes, short.makes, long.makes):
+                    grown = [i for i,(m,n) in enumerate(zip(small,large)) if m!=n]
+                    if is_map(grid) and grown!=[grid.dims[axis]]:
+                        raise CannotDilate(name or None, 'its map has its sides in another order than the image, '
+                            'so strides that differ by axis cannot be followed')
+
 # %% ../nbs/05_output_stride.ipynb #change04
 @contextmanager
 def _rolled_back_on_error(net):
@@ -136,14 +165,14 @@ _nothing_to_do = Found({}, {}, None)
 
 def _change(net, output_stride, x):
     "Set the output stride of `net`; returns what was `Found`, and the stride in numbers"
-    if encoder_of(net) is not net:
-        now = get_output_stride(net, x)
-        if output_stride==now: return _nothing_to_do,now
+    encoder = encoder_of(net)
+    now = follow(encoder, x)
+    T = in_numbers(output_stride, now.output, now.sample.ndim)
+    has_it = _are_whole_numbers(T) and by_axis(int,T)==now.output
+    if has_it: return _nothing_to_do,now.output
+    if encoder is not net:
         raise CannotDilate(None, 'The decoder of a U-Net is built for the sizes of its encoder. '
             f'Build the net anew with {output_stride=}')
-    now = follow(net, x)
-    T = in_numbers(output_stride, now.output, now.sample.ndim)
-    if T==now.output and _are_whole_numbers(T): return _nothing_to_do,T
     with _rolled_back_on_error(net):
         changed = {n for n,m in net.named_modules() if is_changed(m)}
         restored(net)
@@ -154,6 +183,8 @@ def _change(net, output_stride, x):
         T = by_axis(int, T) # not numpy's or torch's, which would be kept in the layers
         if T==strides.output: return _nothing_to_do,T
         _refuse_answers_that_do_not_grow(net, strides)
+        axes_differ = isinstance(T,tuple) or isinstance(strides.output,tuple)
+        if axes_differ: _refuse_swapped_sides(net, strides)
         found = try_out(net, strides, T, x)
         if found.lost:
             _refuse_decoders(net, strides, T, found.phased, found.lost)
@@ -170,11 +201,11 @@ def _change(net, output_stride, x):
 # %% ../nbs/05_output_stride.ipynb #ce32012f
 def set_output_stride(
     model,         # a network, whole or cut, or the `Learner` of one; it is changed in place
-    output_stride, # pixels of the image for a value of the last map: one of `output_strides(model)`, or a tuple by axis
+    output_stride, # pixels of the image for a value of the last map, or a tuple with one for each axis
     x=None,        # a sample of its input, a tensor or a tuple, if that is not one image
     warn=True,     # warn if the network is not exact then, or if something could not be tried?
 ):
-    "Trade the strides of `model` beyond `output_stride` for dilation; returns `model`"
+    "Trade the strides of `model` beyond `output_stride`, one of `output_strides(model)`, for dilation; returns `model`"
     net = network_of(model)
     found,T = _change(net, output_stride, x)
     note_stride(model, T)
@@ -311,9 +342,10 @@ def _refuse_what_is_no_map(strides, lost):
         grids = [g for c in calls for g in (*c.reads,*c.makes) if g and not is_map(g)]
         if not grids: continue
         has_sides = len(grids[0].dims)==strides.sample.ndim
-        raise CannotDilate(name or None, 'its map does not have one value for a whole number of pixels' if has_sides else
-            'it reads several positions of a list of tokens, which is no map: '
+        no_stride = 'its map does not have one value for a whole number of pixels'
+        no_map = ('it reads several positions of a list of tokens, which is no map: '
             'a transformer has no stride to trade behind its patches')
+        raise CannotDilate(name or None, no_stride if has_sides else no_map)
 
 def _refuse_replaced_forwards(net, phased, lost):
     for name in phased:

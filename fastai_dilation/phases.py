@@ -304,7 +304,10 @@ class DepthwiseConv(InPlace):
     def _conv_forward(self, x, weight, bias):
         if not _phases_are_faster(self, x, weight): return super()._conv_forward(x, weight, bias)
         p = self._phases
-        def native(setting): return setting if isinstance(setting,str) else on_each_axis(floordiv, setting, p.spacing)
+        def native(setting):
+            if isinstance(setting,str): return setting
+            return on_each_axis(floordiv, setting, p.spacing)
+
         n_missing = on_each_axis(lambda side,d: -side%d, tuple(p.sides(x)), p.spacing)
         padded = F.pad(x, [0,n_missing[1],0,n_missing[0]]) if any(n_missing) else x
         phases = split(padded, p)

@@ -25,13 +25,13 @@ def to_pixels(
     x,             # a map, channels first, with or without a batch; with as many spatial dims as `size` has
     size,          # sides of the image, in pixels; one number for a square
     output_stride, # pixels of the image for one value of `x`, a number or one for each side
-    offset=None,   # pixel of the first value, the same way; by default `(output_stride-1)/2`, as `F.interpolate` has it
+    offset=None,   # pixel of the first value; by default `(output_stride-1)/2`, as `F.interpolate` has it
 ):
     "Interpolate `x` linearly to an image of `size`, with value `i` at pixel `output_stride*i + offset`"
     size = as_tuple(size, max(2, x.ndim-2))
     if offset is None: offset = _middle(output_stride)
     strides,offsets = [as_tuple(o,len(size)) for o in (output_stride,offset)]
-    for ax,n,T,first in zip(range(-len(size),0), size, strides, offsets):
+    for ax,n,T,first in zip(range(-len(size),0), size, strides, offsets, strict=True):
         i,p = torch.arange(x.shape[ax], device=x.device),torch.arange(n, device=x.device)
         at = ((p-first)/T).clamp(0, x.shape[ax]-1)
         w = 1-(at[:,None]-i).abs()

@@ -136,52 +136,61 @@ def outermost_only(phased):
 # %% ../nbs/04_search.ipynb #9562098a
 _reach = 18 # so many positions away there is a native one: a dilation of 18 finds it
 
-_AxisSides = namedtuple('_AxisSides', [
-    'small_first', # of the small image, if the axis is the first,
-    'small_other', # and if it is another one
-    'large_first', # and the same of the large image
-    'large_other',
-])
+def _small_side(S, T, is_first, n_least, more):
+    "Side of a small image on an axis with native stride `S`, which is the first or another one"
+    # on behind `n*S` pixels, the last position of a map is native, also without padding
+    if is_first: return max(3,n_least)*S + more - (T if more else 0)
+    # 2 pixels more are even, and one position more at a `T` of 2 alone
+    return max(2,n_least)*S + more + min(2,T)
 
-def _sides_of_axis(S, T, is_volume, more):
-    "`_AxisSides` of an axis with native stride `S`"
+def _large_side(S, T, is_first, n_least, more, is_volume):
+    "And of a large image"
     n_reach = 0 if is_volume or T>=S else ceil_div(_reach*T, S) # in native positions
     # native positions behind the first; tiles of 7, as many windows are, find one whole
-    n_high,n_wide = max(2 if is_volume else 6, n_reach),max(3,n_reach+1)
-    # on behind `n*S` pixels, the last position of a map is native, also without padding
-    def ends(n): return (n+more)*S
-    def goes_on(n): return (n+more)*S - (T if more else 0)
-    # 2 pixels more are even, and one position more at a `T` of 2 alone
-    return _AxisSides(goes_on(3), ends(2)+min(2,T), ends(n_high)+1, goes_on(n_wide)-1)
+    if is_first: return max(2 if is_volume else 6, n_reach, n_least)*S + more + 1
+    return max(3,n_reach+1,n_least)*S + more - (T if more else 0) - 1
+
+# %% ../nbs/04_search.ipynb #64fdc4db
+_large_stride = 64
+_least_pixels = 16  # on a side, but of volumes
+_more_pixels = 8    # and at least so many more where an image is too small
 
 def _trial_sides(S, T, ndim, more=0):
     "Sides of a small image, and of a large one; `more` native positions for what a network without padding loses"
-    if max(as_tuple(S))>64: return _sides_for_large_strides(S, T, ndim)
     is_volume = ndim>2 # it has many pixels as it is
-    first,*others = on_each_axis(partial(_sides_of_axis,is_volume=is_volume,more=more), as_tuple(S,ndim), T)
-    small = first.small_first,*[o.small_other for o in others]
-    return small,(first.large_first,*[o.large_other for o in others])
+    strides,Ts = as_tuple(S,ndim),as_tuple(T,ndim)
+    small,large = [],[]
+    for axis,(s,t) in enumerate(zip(strides,Ts)):
+        n_least = 0 if is_volume else ceil_div(_least_pixels, s)
+        more_pixels = more*s*ceil_div(_more_pixels, s)
+        small.append(_small_side(s, t, axis==0, n_least, more_pixels))
+        large.append(_large_side(s, t, axis==0, n_least, more_pixels, is_volume))
+    has_large_strides = max(strides)>_large_stride
+    return _few_positions(small,large,strides,Ts) if has_large_strides else (tuple(small),tuple(large))
 
-# %% ../nbs/04_search.ipynb #lrg04
+# %% ../nbs/04_search.ipynb #41bdc331
 _most_positions = 5_000 # of the finer map,
-_most_pixels = 2**17    # and of the image, of a network with a native stride above 64
+_most_pixels = 2**17    # and of the image, of a network with a large native stride
 
-def _sides_for_large_strides(S, T, ndim):
-    "Two or three native positions on the long sides, and one on the short ones: more would take too long"
-    strides = as_tuple(S, ndim)
-    budget = min(_most_positions*math.prod(as_tuple(T,ndim)), _most_pixels)
-    longs = [2*s+1 for s in strides]
-    def short(s, long): return min(s, budget//(math.prod(longs)//long))
-    shorts = [*map(short,strides,longs)]
-    if any(n<min(33,s) for n,s in zip(shorts,strides)): longs,shorts = [65]*ndim,[64]*ndim # it pays no more
+def _few_positions(small, large, strides, Ts):
+    "Sides of two images: long and short along axes with large strides, along others as `small` and `large` say"
+    are_large = [s>_large_stride for s in strides]
+    longs = [2*s+1 if o else n for s,n,o in zip(strides,large,are_large)]
+    budget = min(_most_positions*math.prod(Ts), _most_pixels)
+    fit = [budget//(math.prod(longs)//long) for long in longs]
+    shorts = [min(s,room) if o else n for s,n,room,o in zip(strides,small,fit,are_large)]
+    if any(o and n<33 for n,o in zip(shorts,are_large)): # longer ones pay no more
+        longs = [65 if o else n for n,o in zip(longs,are_large)]
+        shorts = [64 if o else n for n,o in zip(shorts,are_large)]
     return (shorts[0],*longs[1:]),(longs[0],*shorts[1:])
 
+# %% ../nbs/04_search.ipynb #lrg04
 def _window_sides(S, ndim):
-    "For networks that cut their maps into windows, or that want multiples of their stride"
+    "Sides of pairs of images for networks that cut their maps into windows, or that want multiples of their stride"
+    def sides(k, short): return tuple(k*s if axis==short else 2*k*s for axis,s in enumerate(as_tuple(S,ndim)))
     # windows of 4, 7 and 8 positions are usual; a network of volumes may have room for 2 alone
-    first,*others = as_tuple(S, ndim)
-    all_sides = [(k*first,*[2*k*s for s in others]) for k in (4,7,8,2)]
-    return [o for o in all_sides if math.prod(o)<=_most_pixels or o is all_sides[-1]]
+    pairs = [(sides(k,0),sides(k,ndim-1)) for k in (4,7,8,2)]
+    return [o for o in pairs if math.prod(o[0])<=_most_pixels or o is pairs[-1]]
 
 # %% ../nbs/04_search.ipynb #8618c864
 Case = namedtuple('Case', [
@@ -211,7 +220,9 @@ class _Images:
         try: return self.natives(sides, 2)
         except Exception: return self.natives(sides) # a batch of one may be meant
 
-    def in_windows(self, sides): return [self.natives_of_two(sides), self.natives(sides[::-1])]
+    def in_windows(self, pair):
+        first,second = pair
+        return [self.natives_of_two(first), self.natives(second)]
 
 # %% ../nbs/04_search.ipynb #edf27a2c
 _most_sizes = 3 # of images, each larger than the one before
@@ -228,8 +239,8 @@ def small_and_large(self:_Images):
             self.errors.append(e)
             more += 2
             continue
-        n_missing = 3-res.n_positions()
-        if n_missing<=0 or max(as_tuple(S))>64: break
+        n_missing = 3-res.n_positions(_large_stride)
+        if n_missing<=0: break
         more += n_missing
     return [res,self.natives(large)] if res else None
 
@@ -345,6 +356,12 @@ _Edge = namedtuple('_Edge', [
 
 def _is_multiple(edge, px=0): return (edge.positions+px//edge.step)%edge.of==0
 
+def _edges(positions, of, steps):
+    "The number of an axis and its `_Edge`, for those on which a multiple is a question"
+    n = len(positions)
+    edges = map(_Edge, positions, as_tuple(of,n), as_tuple(steps,n))
+    return [(axis,edge) for axis,edge in enumerate(edges) if edge.of>1]
+
 _FirstRead = namedtuple('_FirstRead', [
     'sides',   # of the first map that a module reads
     'smaller', # so many times smaller is the one that it makes
@@ -360,6 +377,7 @@ def _first_read(natives, name):
     smaller = by_axis(floordiv, makes[0].grid.stride, grid.stride)
     return _FirstRead([value.shape[i] for i in grid.dims], smaller, grid.stride)
 
+# %% ../nbs/04_search.ipynb #4e24b777
 _Asked = namedtuple('_Asked', [
     'name', # of a module
     'axis', # of its map
@@ -377,19 +395,15 @@ class _Edges:
         self.tried = defaultdict(set)# by axis: how many pixels more there were
         self.n_images = 0            # further ones
 
-    def _axes(self, ns, times, steps):
-        "The number of an axis, and what `ns`, `times` and `steps` are on it, of those on which a multiple is a question"
-        settings = zip(ns, as_tuple(times,len(ns)), as_tuple(steps,len(ns)))
-        return [(axis,o) for axis,o in enumerate(settings) if o[1]>1]
-
     def _note(self, asked, edge):
         self.seen[asked].add(_is_multiple(edge))
         self.at_first.setdefault(asked, edge)
 
     def note(self, natives, trial):
         self.first = self.first or natives
-        for name,(f,ns) in trial.sides.items():
-            for axis,(n,f,T) in self._axes(ns, f, self.T): self._note(_Asked(name,axis,'end'), _Edge(n-1,f,T))
+        for name,(finer,ns) in trial.sides.items():
+            ends = _edges([n-1 for n in ns], finer, self.T)
+            for axis,edge in ends: self._note(_Asked(name,axis,'end'), edge)
         self._note_native_sides(natives, trial)
 
     def _note_native_sides(self, natives, trial):
@@ -398,8 +412,8 @@ class _Edges:
         def smaller(name): return _first_read(natives, name).smaller
         may_pad = {parent(o) for o in changed if smaller(parent(o))==smaller(o)} # the module around one that is changed
         for name in changed|may_pad:
-            sides,s,step = _first_read(natives, name)
-            for axis,(n,s,step) in self._axes(sides, s, step): self._note(_Asked(name,axis,'side'), _Edge(n,s,step))
+            sides = _edges(*_first_read(natives,name))
+            for axis,edge in sides: self._note(_Asked(name,axis,'side'), edge)
 
 # %% ../nbs/04_search.ipynb #edg04b
 @patch

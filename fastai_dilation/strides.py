@@ -8,7 +8,7 @@ d  = S // e              how far its taps move apart
 s' = min(S*s, T) // e    its new stride: s, or 1 where the stride is traded away
 ```
 
-So nothing happens before the map has reached `T`. From then on every stride becomes 1, and taps move apart by what was given up. A layer that loses its stride keeps the dilation of the layers *before* it, since the map that it reads is the same as before.
+All of it holds on each axis by itself: where strides differ by axis, `S`, `s` and `T` are tuples. So nothing happens before the map has reached `T`. From then on every stride becomes 1, and taps move apart by what was given up. A layer that loses its stride keeps the dilation of the layers *before* it, since the map that it reads is the same as before.
 
 A layer has its `s` as a setting. `S` is measured, by running the network unseen on two images of different sizes."""
 
@@ -191,18 +191,19 @@ def _by_dim(small, large, n_more):
     "By each dim that differs between the shapes, for how many pixels there is one position more"
     return {i:n_more/(b-a) for i,(a,b) in enumerate(zip(small,large)) if a!=b}
 
-def _stride_of_map(pixels, ndim):
-    "Stride of a map that has one position more for so many `pixels` by dim, or `None` if it is none"
+def _stride_of_map(pixels, ndim, n_dims):
+    "Stride of a map of `n_dims` that has one position more for so many `pixels` by dim, or `None` if it is none"
     are_whole = all(o>=1 and o==int(o) for o in pixels.values())
     if len(pixels)!=ndim or not are_whole: return None
     stride = by_axis(int, tuple(pixels.values()))
-    has_frames_as_batch = isinstance(stride,tuple) and 0 in pixels
-    return None if has_frames_as_batch else stride
+    # where strides differ, a dim may also hold frames and the batch, or a side and the channels
+    has_each_dim = 0 not in pixels and n_dims>=ndim+2
+    return stride if is_whole_number(stride) or has_each_dim else None
 
 def grid_between(small, large, n_more, ndim):
     "Grid of a tensor of shape `small`, and `large` in an image with `n_more` pixels on each of its `ndim` sides"
     pixels = _by_dim(small, large, n_more) if len(small)==len(large) else {}
-    return Grid(tuple(pixels), _stride_of_map(pixels,ndim)) if pixels else None
+    return Grid(tuple(pixels), _stride_of_map(pixels,ndim,len(small))) if pixels else None
 
 # %% ../nbs/01_strides.ipynb #ae403ac5
 class Sample:
@@ -436,7 +437,7 @@ _window = 7 # positions on a side: networks that cut their maps into windows wan
 
 def _real_sides(net):
     "Sides of the smaller of two real images; multiples of the odd strides too"
-    odd = math.lcm(*[own_stride(m) for m in net.modules() if own_stride(m)%2])
+    odd = math.lcm(*[s for m in net.modules() for s in own_strides(m) if s%2])
     return [px*odd for px in (64,128,256,512)]
 
 def _is_large_enough(strides, side):
@@ -445,16 +446,17 @@ def _is_large_enough(strides, side):
 
 def _on_meta(net, sample, times, training):
     "Strides by two images without values, with sides of a multiple of `times`; the smaller they are, the better"
-    own = {own_stride(m) for m in net.modules()}
+    own = set().union(*map(own_strides, net.modules()))
     has_powers_of_2_alone = all(s&(s-1)==0 for s in own)
-    for bits in (9,12) if has_powers_of_2_alone else (12,):
+    all_bits = (9,12) if has_powers_of_2_alone else (12,6) # with several odd strides 12 are too many
+    for bits in all_bits:
         side = times*side_for(own, bits)
         try: res = _from_two_images(net, sample, side, True, training)
         except Exception as e:
-            no_size_will_do = bits==12 or 'meta' in str(e)
+            no_size_will_do = bits==all_bits[-1] or 'meta' in str(e)
             if no_size_will_do: raise
         else:
-            if bits==12 or _is_large_enough(res,side): return res
+            if bits==all_bits[-1] or _is_large_enough(res,side): return res
 
 # %% ../nbs/01_strides.ipynb #fst01
 def _first_that_runs(net, x, training):

@@ -20,7 +20,7 @@ __all__ = ['tolerances', 'Noted', 'Record', 'fineness', 'native_part', 'has_nati
 # %% ../nbs/03_trial.ipynb #e8d02239
 import math,weakref
 from collections import defaultdict,namedtuple
-from operator import eq,floordiv,mod
+from operator import floordiv,mod
 import torch
 from fastcore.basics import patch
 from torch import Tensor
@@ -146,14 +146,15 @@ class Natives:
     @property
     def sides(self): return Sample(self.xs, self.strides.sample.ndim).sides
 
-    def n_positions(self):
-        "The fewest positions of a map on an axis on which it has the coarsest stride"
+    def n_positions(self, most=math.inf):
+        "The fewest positions of a map on an axis on which it has the coarsest stride, if that is `most` at most"
         calls = [c for cs in self.record.values() for c in cs if c]
         maps = [o for c in calls for o in (*c.reads,*c.makes) if is_map(o.grid)]
         def of_coarsest(o):
-            are_coarsest = on_each_axis(eq, self.strides.output, as_tuple(o.grid.stride,len(o.grid.dims)))
-            return [o.value.shape[i] for i,is_coarsest in zip(o.grid.dims,are_coarsest) if is_coarsest]
-        return min([n for o in maps for n in of_coarsest(o)], default=0)
+            n_axes = len(o.grid.dims)
+            strides = zip(o.grid.dims, as_tuple(o.grid.stride,n_axes), as_tuple(self.strides.output,n_axes))
+            return [o.value.shape[i] for i,S,coarsest in strides if S==coarsest<=most]
+        return min([n for o in maps for n in of_coarsest(o)], default=math.inf)
 
 # %% ../nbs/03_trial.ipynb #0887c77e
 class Trial:
@@ -301,9 +302,9 @@ def watch(self:Trial, name, forward, *args, **kwargs):
         reads_right = True # from here on it is as if it had read the right map
     y,error,frame = self._call(name, m, forward, args, kwargs)
     self._note_sides(name, y, call)
-    is_fine = error is None and (name in self.accepted or self._made_right(m, frame, y, call))
-    if reads_right and is_fine: return self._put_all_right(y, call.makes)
     if reads_right:
+        is_fine = error is None and (name in self.accepted or self._made_right(m, frame, y, call))
+        if is_fine: return self._put_all_right(y, call.makes)
         if p := self._how_by_phases(name, m, call): return self._mend(name, p, args, kwargs, call)
         self.lost.setdefault(name, error)
     if error: raise error

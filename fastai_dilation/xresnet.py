@@ -34,7 +34,7 @@ def _is_fastais(dilation, first_dilation, padding=None, ks=3, **kwargs):
 # %% ../nbs/10_xresnet.ipynb #6a895ad7
 def _layers_with_taps(path):
     "The layers in `path` that read more than one position, or skip some"
-    return [o for o in path.modules() if kind_of(o) or own_stride(o)>1]
+    return [o for o in path.modules() if kind_of(o) or max(own_strides(o))>1]
 
 def _dilate(m, d):
     "Move the taps of `m` apart, for good: a block that is built dilated has no native settings to go back to"

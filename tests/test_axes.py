@@ -7,8 +7,9 @@ from torch import nn
 from torchvision.models import video
 from fastai.vision.models import xresnet
 from fastai_dilation.all import CannotDilate, ToPixels, class_maps, create_deeplab_model, explain, get_output_stride
-from fastai_dilation.all import grid_error, output_stride_report, output_strides, pool_over, set_output_stride
-from fastai_dilation.all import unet_learner, vision_learner
+from fastai_dilation.all import grid_error, output_stride_report, output_strides, pool_over, set_output_stride, to_pixels
+from fastai_dilation.all import deeplab_learner, unet_learner, vision_learner
+from fastai_dilation.__main__ import check
 from fastai_dilation.layers import as_tuple, by_axis
 from fastai_dilation.phases import Phases
 from seg_data import class_dls, make_files, seg_dls
@@ -294,3 +295,68 @@ def test_an_uneven_network_compiles_and_is_exported(tmp_path):
         run = onnxruntime.InferenceSession(tmp_path/'m.onnx')
         found, = run.run(None, {run.get_inputs()[0].name:other.numpy()})
         close(torch.tensor(found), m(other))
+
+# What a strict reader found
+
+def conv(ni, nf, s=1, ks=3, pad=1): return nn.Conv2d(ni,nf,ks,s,pad)
+
+def far(x): return nn.functional.pad(x,(0,10))[...,10:]
+def test_taps_far_away_show_beside_an_axis_of_a_large_stride():
+    "A native stride of 128 on one axis leaves the other its room"
+    convs = [conv(3 if i==0 else 4,4,(2,2) if i<2 else (2,1)) for i in range(7)]
+    assert off(nn.Sequential(*convs,Call(far)), (128,1), (257,96))[1]==(128,1)
+
+def swapped(x): return x.transpose(2,3)
+def test_a_map_with_its_sides_swapped_is_refused():
+    "Where the strides differ by axis; where they agree it is exact"
+    net = nn.Sequential(conv(3,4,2), conv(4,4,2), Call(swapped), conv(4,4,2))
+    assert off(net, 2, (32,48))[1]==2
+    with pytest.raises(CannotDilate, match='sides in another order'): set_output_stride(net, (8,2))
+
+@pytest.mark.parametrize('first,S', [((3,4),(6,8)), ((3,5),(6,10)), ((2,3),(4,6))], ids=str)
+def test_strides_of_other_primes_on_each_axis(first, S):
+    net = nn.Sequential(conv(3,4,first), nn.ReLU(), conv(4,4,2))
+    assert get_output_stride(net)==S
+    assert off(net, first, (65,83))[1]==first
+
+def rows_with_channels(x): return x.transpose(1,2).flatten(2)
+def test_a_side_that_holds_channels_is_no_map():
+    "A plain number works behind which rows are flattened with their channels"
+    net = nn.Sequential(conv(3,8,2), conv(8,8,2), conv(8,8,2), conv(8,2,2), nn.ReLU(), Call(rows_with_channels))
+    assert get_output_stride(set_output_stride(net,4,warn=False))==4
+
+def test_settings_of_another_number_of_axes_are_an_error():
+    "They would be cut in silence"
+    for kw in (dict(output_stride=(8,)), dict(output_stride=8,offset=(3.5,)), dict(output_stride=(8,8,8))):
+        with pytest.raises(ValueError): to_pixels(torch.zeros(1,1,4,4), (32,32), **kw)
+    with pytest.raises(ValueError): by_axis(min, (1,2), (1,2,3))
+
+def test_kernels_on_an_axis_without_a_stride_have_room():
+    "Unpadded ones of 5 and of 9 taps, as networks of sound have them"
+    sound = nn.Sequential(conv(3,4,(1,2),(5,3),(0,1)), conv(4,4,(1,2),(5,3),(0,1)), conv(4,4,(1,2)))
+    assert off(sound, (1,2), (64,49))[1]==(1,2)
+    assert off(nn.Sequential(conv(3,4,(1,2),(9,3),(0,1)), conv(4,4,(1,2),(9,3),(0,1))), (1,1), (64,49))[1]==1
+
+class Multiples(nn.Module):
+    "Refuses sides that are no multiples"
+    def __init__(self, sides, *mods):
+        super().__init__()
+        self.sides,self.mods = sides,nn.Sequential(*mods)
+    def forward(self, x):
+        if any(n%side for n,side in zip(x.shape[2:],self.sides)): raise ValueError('no multiple')
+        return self.mods(x)
+
+@pytest.mark.parametrize('S,T', [((2,32),(2,8)), ((32,2),(8,2))], ids=str)
+def test_a_network_that_wants_multiples_of_its_strides(S, T):
+    convs = [conv(3 if i==0 else 4,4,tuple(2 if S[ax]>2 or i==0 else 1 for ax in (0,1))) for i in range(5)]
+    assert off(Multiples(S,*convs), T, (64,64))[1]==T
+
+def test_a_tuple_of_one_number_is_that_number(path):
+    "Also of a U-Net, which cannot be changed; and a learner notes numbers"
+    learn = unet_learner(seg_dls(path), small, pretrained=False, output_stride=16)
+    for T in (16,(16,16),(16,None)): assert get_output_stride(set_output_stride(learn,T))==16
+    with pytest.raises(CannotDilate, match='decoder of a U-Net'): set_output_stride(learn, (16,8))
+    learn = deeplab_learner(seg_dls(path), small, pretrained=False, rates=(), cut=-4, output_stride=(None,8))
+    assert learn.output_stride==(32,8)
+
+def test_the_command_answers_of_a_single_1x1_conv(): assert check(nn.Sequential(nn.Conv2d(3,8,1)), 1).traded==0
