@@ -502,6 +502,8 @@ def _runs(net, xs, meta=False):
 def _why_it_does_not_run(net, x, error):
     "In words, why `net` cannot be followed, and what would do: what happened first, then what it may be"
     name,sample = type(net).__name__,samples(net,x)[0]
+    if any(type(o).__name__=='DTensor' for o in net.parameters()):
+        return f'The weights of {name} are spread over processes: set the output stride before `fully_shard`'
     own = (getattr(net,'default_cfg',None) or {}).get('input_size', ()) # timm's networks name it
     for px in dict.fromkeys([*own[-1:],224,256,384,160,112]):
         if not _runs(net, sample.resized([px]*sample.ndim,'meta'), meta=True): continue

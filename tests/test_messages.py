@@ -239,3 +239,13 @@ def test_pools_stay_after_an_error():
     net = TwoImages()
     with pytest.raises(ValueError, match='does not run'): pool_over(net)
     assert type(net.pool) is nn.AdaptiveAvgPool2d
+
+class DTensor(nn.Parameter): "As the weights of a network that FSDP has spread over processes: no plain tensor can meet them"
+def test_weights_that_are_spread_over_processes_are_said():
+    "FSDP2 after the change, then another stride: the true reason"
+    def conv(x, weight): raise RuntimeError('got mixed torch.Tensor and DTensor')
+    class Spread(nn.Conv2d):
+        def forward(self, x): return conv(x, self.weight)
+    net = nn.Sequential(Spread(3,4,3,2,1), nn.Conv2d(4,4,3,2,1))
+    net[0].weight = DTensor(net[0].weight.data)
+    with pytest.raises(CannotDilate, match='before `fully_shard`'): set_output_stride(net, 1)
