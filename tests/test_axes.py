@@ -59,14 +59,12 @@ def test_axes_of_an_xresnet(f, T):
     assert off(body, T, odd, even)[1]==by_axis(lambda T: T or 32, T)
 
 phased = ['test_resnet','test_efficientnet','test_convnext']
-large = ['resnet34','resnet50','legacy_seresnet18','efficientnet_b0','convnext_atto','tf_efficientnet_lite0','mobilevit_xxs']
-@pytest.mark.parametrize('T', [(32,8),(8,32)])
+large = ['resnet34','resnet50','legacy_seresnet18','efficientnet_b0','convnext_atto','tf_efficientnet_lite0']
+@pytest.mark.parametrize('T', [(32,8),(8,32),(16,4)], ids=str)
 @pytest.mark.parametrize('name', slow_if(phased+large, *large))
 def test_axes_of_networks_of_timm(name, T):
     "Convs, pools, depthwise convs, what runs by phases, and TensorFlow's padding"
-    m = fully(name)
-    assert off(m, T, (96,130), (97,128))[1]==T
-    assert off(m, (16,4), (97,67))[1]==(16,4)
+    assert off(fully(name), T, (97,66))[1]==T
 
 @pytest.mark.slow
 def test_axes_of_a_deep_xresnet():
@@ -101,10 +99,10 @@ def test_volumes():
 videos = dict(r3d_18=[(1,16,16),(2,8,8)], r2plus1d_18=[(1,16,16)], mc3_18=[(1,8,8)])
 @pytest.mark.slow
 @pytest.mark.parametrize('name,T', [(n,T) for n,Ts in videos.items() for T in Ts])
-def test_video_networks_of_torchvision(name, T): assert off(body(getattr(video,name)()), T, (9,49,65), (16,48,48))[1]==T
+def test_video_networks_of_torchvision(name, T): assert off(body(getattr(video,name)()), T, (9,33,34))[1]==T
 
 @pytest.mark.slow
-def test_a_video_network_of_separable_convs(): assert off(video.s3d().features[:-1], (1,16,16), (17,65,97))[1]==(1,16,16)
+def test_a_video_network_of_separable_convs(): assert off(video.s3d().features[:-1], (1,16,16), (17,65,66))[1]==(1,16,16)
 
 def centred(x): return x-x.mean((2,3),keepdim=True)/2
 
