@@ -16,7 +16,7 @@ from util import close, narrow, randomize, same, small, small_densenet, tensors
 @pytest.fixture(scope='module')
 def path(tmp_path_factory): return make_files(tmp_path_factory.mktemp('data'))
 
-se = ['xse_resnet18','xse_resnet50','xse_resnext34_deep','xse_resnet18_deeper','xse_resnext50']
+se = ['xse_resnet18','xse_resnet50','xse_resnext34_deep','xse_resnext18_deeper','xse_resnext50']
 nets = {o:partial(narrow,o) for o in se+['xresnet18','xresnet34','xresnet18_deep','xresnext50']}
 nets |= {o:getattr(tvm,o) for o in ('resnet18','vgg11_bn','efficientnet_b0','mobilenet_v3_small')}
 nets['timm resnet18d'] = lambda: timm.create_model('resnet18d')

@@ -129,7 +129,7 @@ def test_invariant_drawn(dtype, tol, n):
     @settings(max_examples=int(os.environ.get('MAX_EXAMPLES',n)), deadline=None, phases=[Phase.generate])
     @given(st.data())
     def f(data):
-        m,s,x = draw_net(data.draw, [1,2,2,2] if dtype==torch.bfloat16 else [1,2,2,2,3])
+        m,s,x = draw_net(data.draw, [1,2,2,2,3] if dtype==torch.float32 else [1,2,2,2])
         T0 = get_output_stride(m)
         finest = 2 if dtype==torch.bfloat16 else 0 # it is slow on a CPU
         check(m.to(dtype), [x.to(dtype)], [s**data.draw(st.integers(finest,round(math.log(T0,s))-1))], tol=tol)
@@ -252,8 +252,7 @@ def test_what_cannot_be_dilated_is_refused(f, T, match):
     assert match in str(e.value) or re.search(match, str(e.value)), str(e.value)
     assert pickle.dumps(m)==before
 
-spoilers = [lambda nf: nn.Conv2d(nf,nf,3,(1,2),1), lambda nf: nn.Upsample(scale_factor=2)]
-spoilers += [lambda nf: nn.ConvTranspose2d(nf,nf,2,2)]
+spoilers = [lambda nf: nn.Upsample(scale_factor=2), lambda nf: nn.ConvTranspose2d(nf,nf,2,2)]
 wrong = [st.integers().filter(lambda o: o not in (1,2,4,8,16,32)), st.floats(), st.text(), st.booleans()]
 wrong += [st.none(), st.lists(st.integers()), st.binary()]
 
