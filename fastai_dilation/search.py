@@ -50,7 +50,8 @@ def apply_plan(net, plan, phased):
         m = net.get_submodule(name)
         if is_inside(name, phased): continue
         change(m, **kind_of(m).settings(m, dilation, stride))
-        if dilation!=1 and is_plain_depthwise(m): let_run_by_phases(m, dilation)
+        has_two_axes = len(as_tuple(dilation))<3 # a conv of frames may have three, with the batch's
+        if dilation!=1 and has_two_axes and is_plain_depthwise(m): let_run_by_phases(m, dilation)
     for name,p in phased.items(): run_by_phases(net.get_submodule(name), p)
     for name in {parent(o) for o in phased}-{''}:
         m = net.get_submodule(name)
