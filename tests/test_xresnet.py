@@ -120,7 +120,7 @@ def draw_net(draw, ndims):
     net = xresnet.XResNet(xresnet.ResBlock, block, layers, groups=draw(st.sampled_from([1,1,4])), **kw)
     return randomize(net),s,torch.randn(1,3,*sides)
 
-precisions = [(torch.float32,1e-5,12),(torch.float64,1e-12,6),(torch.bfloat16,.1,3)]
+precisions = [(torch.float32,1e-5,8),(torch.float64,1e-12,4),(torch.bfloat16,.1,2)]
 @pytest.mark.slow
 @pytest.mark.parametrize('dtype,tol,n', precisions, ids=str)
 def test_invariant_drawn(dtype, tol, n):
@@ -131,7 +131,7 @@ def test_invariant_drawn(dtype, tol, n):
     def f(data):
         m,s,x = draw_net(data.draw, [1,2,2,2,3] if dtype==torch.float32 else [1,2,2,2])
         T0 = get_output_stride(m)
-        finest = 2 if dtype==torch.bfloat16 else 0 # it is slow on a CPU
+        finest = 2 if dtype==torch.bfloat16 or x.ndim==5 else 0 # these are slow on a CPU
         check(m.to(dtype), [x.to(dtype)], [s**data.draw(st.integers(finest,round(math.log(T0,s))-1))], tol=tol)
     # oneDNN's bfloat16 is wrong on some processors: a 1x1 conv of 64 to 256 channels is off by .6 (torch 2.14)
     with torch.backends.mkldnn.flags(enabled=dtype!=torch.bfloat16): f()
