@@ -36,6 +36,6 @@ Modules:
 __version__ = "0.1.0"
 
 from .layers import CannotDilate
-from .output_stride import InexactWarning,get_output_stride,output_strides,pool_over,set_output_stride
+from .output_stride import InexactWarning,get_output_stride,in_turn,output_strides,pool_over,set_output_stride
 from .pixels import to_pixels
 from .ask import class_maps,explain,grid_error

@@ -17,7 +17,7 @@ from collections import namedtuple
 import torch
 from fastcore.script import call_parse
 from torch import nn
-from .layers import CannotDilate
+from .layers import CannotDilate,phases_of
 from .strides import similar
 from .output_stride import native_strides,set_output_stride
 from .ask import explain,grid_error,multiply_adds
@@ -81,6 +81,7 @@ Answer = namedtuple('Answer', [
     'traded',   # layers whose stride is traded,
     'apart',    # with taps farther apart,
     'phased',   # and those that run by phases
+    'passes',   # native passes of the whole network, if that runs by phases; else 0
     'sides',    # of an image, in pixels
     'work',     # multiply-adds for that, as times the native ones
     'possible', # output strides that the network can have
@@ -94,7 +95,7 @@ def check(
 ): # an `Answer`
     "What becomes of `net` at `output_stride`, and whether it is exact; raises what `set_output_stride` raises"
     strides = native_strides(net)
-    sides = {1:(16000,), 2:(224,224), 3:(32,112,112)}[strides.sample.ndim]
+    sides = strides.sides or {1:(16000,), 2:(224,224), 3:(32,112,112)}[strides.sample.ndim]
     xs = strides.sample.resized(sides)
     _give_weights(net, *[torch.cat([x, torch.randn_like(x)]) for x in xs])
     layers,native = explain(net, output_stride),multiply_adds(net, *xs)
@@ -104,19 +105,44 @@ def check(
     becomes = [o.becomes for o in layers]
     traded,apart = sum(o.is_traded for o in becomes),sum(o.is_apart for o in becomes)
     phased = sum(o.is_by_phases for o in becomes)
-    return Answer(off, warned, traded, apart, phased, sides, work, strides.possible)
+    whole = phases_of(net)
+    passes = whole.n_all if whole else 0
+    return Answer(off, warned, traded, apart, phased, passes, sides, work, strides.possible)
 
 # %% ../nbs/16_check.ipynb #884f7f8f
+def _changes_in_words(answer):
+    if answer.passes: return f'the whole network runs by phases: {answer.passes} native passes for one'
+    return (f'layers whose stride is traded: {answer.traded}; with taps farther apart: {answer.apart}; '
+        f'run by phases: {answer.phased}')
+
 def _in_words(answer):
     verdict = 'exact' if is_exact(answer) else 'not exact'
     sides = 'x'.join(map(str,answer.sides))
     return '\n'.join([
         f'{verdict}: on its native grid, the last map is off by {answer.off:.0e} of its largest value',
         *answer.warned,
-        f'layers whose stride is traded: {answer.traded}; with taps farther apart: {answer.apart}; '
-        f'run by phases: {answer.phased}',
+        _changes_in_words(answer),
         f'multiply-adds at {sides} pixels: {answer.work:.1f} times the native ones',
         f'output strides that it can have: {", ".join(map(str,answer.possible))}'])
+
+# %% ../nbs/16_check.ipynb #db5a98ea
+def _maps_by_name(name):
+    "timm's network called `name` in the form that makes its last map alone, or `None` if there is none"
+    if not _is_installed('timm'): return None
+    import timm
+    try: return timm.create_model(name, features_only=True, out_indices=[-1])
+    except RuntimeError: return None
+
+def _answer(name, output_stride):
+    "What `check` says of the network called `name`, or of the form that makes maps; and a remark"
+    try: return check(_by_name(name), output_stride),''
+    except CannotDilate as e: refused = e
+    maps = _maps_by_name(name)
+    if maps is None: raise refused
+    try: answer = check(maps, output_stride)
+    except CannotDilate: raise refused from None
+    return answer,f'as it is, refused: {refused}\nwith `features_only=True, out_indices=[-1]` '
+
 
 # %% ../nbs/16_check.ipynb #ck13
 def stride(words):
@@ -134,7 +160,7 @@ def main(
     print(f'{name} at an output stride of {output_stride}')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        try: answer = check(_by_name(name), output_stride)
+        try: answer,remark = _answer(name, output_stride)
         except CannotDilate as e: raise SystemExit(f'refused: {e}')
-    print(_in_words(answer))
+    print(remark + _in_words(answer))
     if not is_exact(answer): raise SystemExit(1)

@@ -122,14 +122,22 @@ def _warn_of_unseen(net, strides, xs, names, ends):
 # %% ../nbs/07_ask.ipynb #de305bd7
 _odd_sides = {1:(161,), 2:(161,193), 3:(65,49,33)} # by the number of dims
 
-def _image(net, sample):
-    "A random input with odd sides that `net` runs on, or with even ones"
+def _even_sides(odd, S):
+    "Like the sides `odd`, and multiples of 32 and of the native stride `S`"
+    steps = [math.lcm(32,o) for o in as_tuple(S,len(odd))]
+    return [max(1,side//step)*step for side,step in zip(odd,steps)]
+
+def _image(net, strides):
+    "A random input with odd sides that `net` runs on, or with even ones, or with the only ones"
+    sample = strides.sample
+    if strides.sides: return sample.resized(strides.sides)
     odd = _odd_sides[sample.ndim]
     try:
         with watched(net, lambda name,forward,*args,**kw: forward(*args,**kw)): net(*sample.resized(odd))
-    except Exception: return sample.resized([side//32*32 for side in odd])
+    except Exception: return sample.resized(_even_sides(odd, strides.output))
     return sample.resized(odd)
 
+# %% ../nbs/07_ask.ipynb #ad0bf3b9
 def _in_numbers(net, output_stride, strides, x):
     "`output_stride` of `net`, whose native `strides` are known, with a number for each `None`"
     has_none = isinstance(output_stride,tuple) and None in output_stride
@@ -146,7 +154,7 @@ def grid_error(
     net = network_of(model)
     strides = native_strides(net, x)
     T = _in_numbers(net, output_stride, strides, x)
-    xs = strides.sample.xs if x is not None else _image(net, strides.sample)
+    xs = strides.sample.xs if x is not None else _image(net, strides)
     with Snapshot(net):
         set_output_stride(net, T, x, warn=False)
         names = before_pixels(net,strides)-closed_inside(net)
@@ -177,8 +185,8 @@ class Becomes(namedtuple('Becomes', [
     'stride', # and the one that it has then
     'apart',  # its taps are so many times as far apart
     'phases', # it runs by so many, on each axis
-    'outer',  # as one with this module around it; '' if by itself
-], defaults=[1,1,1,(),''])):
+    'outer',  # as one with this module around it ('' is the whole network); `None` if by itself
+], defaults=[1,1,1,(),None])):
     "What becomes of a layer; `str` puts it into words"
     @property
     def is_traded(self): return self.own!=self.stride
@@ -192,7 +200,8 @@ class Becomes(namedtuple('Becomes', [
         traded = f'stride {own} -> {stride}' if self.is_traded else ''
         apart = f'taps {times} times as far apart' if self.is_apart else ''
         phased = f'by {by} phases' if self.is_by_phases else ''
-        outer = f', with `{self.outer}`' if self.outer else ''
+        around = f'`{self.outer}`' if self.outer else 'the whole network'
+        outer = '' if self.outer is None else f', with {around}'
         return (', '.join(filter(None,(traded,apart,phased))) or 'as it is')+outer
 
 
@@ -202,7 +211,7 @@ def _what_becomes(name, strides, plan, phased):
     outer = next((o for o in phased if is_inside(name,[o])), None)
     if outer is not None:
         p = phased[outer]
-        phases,around = as_tuple(p.n,len(p.dims)),'' if outer==name else outer
+        phases,around = as_tuple(p.n,len(p.dims)),None if outer==name else outer
         return Becomes(p.stride, p.kept, phases=phases, outer=around)
     own = strides.own.get(name, 1)
     dilation,stride = plan.get(name, (1,own))

@@ -16,7 +16,8 @@ Convs and pools are dilated. All else that reads more than one position is [foun
 
 # %% auto #0
 __all__ = ['how_to_put_a_pool', 'network_in', 'encoder_of', 'note_stride', 'network_of', 'in_numbers', 'set_output_stride',
-           'native_strides', 'get_output_stride', 'output_strides', 'global_pools', 'pool_over', 'InexactWarning']
+           'native_strides', 'get_output_stride', 'output_strides', 'global_pools', 'pool_over', 'InexactWarning',
+           'in_turn']
 
 # %% ../nbs/05_output_stride.ipynb #954f735d
 import importlib,inspect,warnings
@@ -152,6 +153,28 @@ def _refuse_swapped_sides(net, strides):
                         raise CannotDilate(name or None, 'its map has its sides in another order than the image, '
                             'so strides that differ by axis cannot be followed')
 
+# %% ../nbs/05_output_stride.ipynb #59580301
+def _try_inside_then_whole(net, strides, T, x):
+    "Change what has to be inside of `net`, or run all of it by phases where that does not do; what was `Found`"
+    found = try_out(net, strides, T, x)
+    # for a head that is called in training alone nothing should cost more
+    is_lost = any(n in strides.calls for n in found.lost)
+    if not is_lost: return found
+    crashes = found.lost.get('') is not None
+    if not crashes and _pools_would_do(net, T, x): return found
+    snapshot = Snapshot(net)
+    whole = try_whole(net, strides, T, x)
+    if not whole: snapshot.put_back()
+    return whole or found
+
+def _refuse_what_will_not_do(net, strides, T, found):
+    _refuse_decoders(net, strides, T, found.phased, found.lost)
+    _refuse_hidden_strides(net, strides, found.misfit)
+    _refuse_what_makes_no_map(net, strides)
+    _refuse_what_is_no_map(strides, found.lost)
+    _refuse_replaced_forwards(net, found.phased, found.lost)
+    _refuse_crashes(net, found.lost)
+
 # %% ../nbs/05_output_stride.ipynb #change04
 @contextmanager
 def _rolled_back_on_error(net):
@@ -185,13 +208,8 @@ def _change(net, output_stride, x):
         _refuse_answers_that_do_not_grow(net, strides)
         axes_differ = isinstance(T,tuple) or isinstance(strides.output,tuple)
         if axes_differ: _refuse_swapped_sides(net, strides)
-        found = try_out(net, strides, T, x)
-        if found.lost:
-            _refuse_decoders(net, strides, T, found.phased, found.lost)
-            _refuse_hidden_strides(net, strides, found.misfit)
-            _refuse_what_is_no_map(strides, found.lost)
-            _refuse_replaced_forwards(net, found.phased, found.lost)
-            _refuse_crashes(net, found.lost)
+        found = _try_inside_then_whole(net, strides, T, x)
+        if found.lost: _refuse_what_will_not_do(net, strides, T, found)
         elif not any(is_changed(m) for m in net.modules()):
             raise CannotDilate(None, f'Nothing in this {type(net).__name__} can be changed: '
                 'what is inside of a module that has a `spacing` is its own affair')
@@ -336,17 +354,28 @@ def _refuse_hidden_strides(net, strides, misfit):
         'where no stride can be traded. Make a module of that step')
 
 # %% ../nbs/05_output_stride.ipynb #e4f036cf
+def _lists(calls):
+    "Grids in `calls` of what grows and is no map"
+    return [g for c in calls for g in (*c.reads,*c.makes) if g and not is_map(g)]
+
+def _refuse_what_makes_no_map(net, strides):
+    reads_tokens = any(_lists(calls) for calls in strides.calls.values())
+    if reads_tokens and not strides.makes(''):
+        raise CannotDilate(None, f'{type(net).__name__} makes no map of its tokens, so nothing can become finer. '
+            "timm's networks make one: `timm.create_model(name, features_only=True, out_indices=[-1])`, "
+            'and `deeplab_learner(dls, name)` predicts a class for each pixel with it')
+
 def _refuse_what_is_no_map(strides, lost):
     for name in lost:
-        calls = strides.calls.get(name, ())
-        grids = [g for c in calls for g in (*c.reads,*c.makes) if g and not is_map(g)]
+        grids = _lists(strides.calls.get(name, ()))
         if not grids: continue
         has_sides = len(grids[0].dims)==strides.sample.ndim
         no_stride = 'its map does not have one value for a whole number of pixels'
-        no_map = ('it reads several positions of a list of tokens, which is no map: '
-            'a transformer has no stride to trade behind its patches')
+        no_map = ('it reads several positions of a list of tokens, which is no map, '
+            'and the network as a whole cannot run by phases')
         raise CannotDilate(name or None, no_stride if has_sides else no_map)
 
+# %% ../nbs/05_output_stride.ipynb #cfdcbf2a
 def _refuse_replaced_forwards(net, phased, lost):
     for name in phased:
         if name in lost and 'forward' in vars(net.get_submodule(name)):
@@ -384,3 +413,20 @@ def _inexact(net, T, lost, x):
     what = f'{who} reads several positions of a map, or resizes it, and cannot run by phases'
     how_much = f'`grid_error(model, {T})` says by how much'
     return f'At output_stride={T} this {type(net).__name__} is not exact: {what}. {how_much}. {what_to_do}'
+
+# %% ../nbs/05_output_stride.ipynb #f283e013
+@contextmanager
+def in_turn(
+    model,     # a network of which something runs by phases, or its `Learner`
+    at_once=1, # so many phases run at a time
+):
+    "Inside, and without gradients, what runs by phases in `model` takes less memory, and makes the same"
+    if not is_whole_number(at_once) or at_once<1: raise ValueError(f'`at_once` is 1 or more phases, not {at_once!r}')
+    net = network_of(model)
+    phased = [net.get_submodule(n) for n in phases_in(net)]
+    if not phased: raise ValueError(f'Nothing in this {type(net).__name__} runs by phases, so nothing can go in turn')
+    before = [vars(m).get('_at_once') for m in phased]
+    for m in phased: m._at_once = at_once
+    try: yield model
+    finally:
+        for m,o in zip(phased,before): vars(m).pop('_at_once') if o is None else setattr(m, '_at_once', o)

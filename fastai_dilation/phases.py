@@ -17,7 +17,7 @@ __all__ = ['Phases', 'split', 'merge', 'InPlace', 'mixed', 'Phased', 'run_by_pha
            'is_sequential', 'join_runs', 'is_plain_depthwise', 'DepthwiseConv', 'let_run_by_phases']
 
 # %% ../nbs/02_phases.ipynb #e023d6a8
-import math,types
+import itertools,math,types
 from collections import OrderedDict,namedtuple
 from functools import lru_cache
 from operator import floordiv
@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
-from torch.utils._pytree import tree_leaves,tree_map
+from torch.utils._pytree import tree_flatten,tree_leaves,tree_map,tree_unflatten
 from .layers import *
 
 # %% ../nbs/02_phases.ipynb #d8111cba
@@ -34,7 +34,8 @@ class Phases(namedtuple('Phases', [
     'stride',  # of the module's own stride,
     'kept',    # so much is left,
     'dims',    # along these dims of the map
-], defaults=(1,1,(2,3)))):
+    'makes',   # by tensor that the module makes: the `Phases` by which it is merged, or `None`; `()` if by these
+], defaults=(1,1,(2,3),()))):
     "How a map is split; each of the numbers may be a tuple, with one for each of `dims`"
     @property
     def n(self): return by_axis(lambda d,s,kept: d*s//kept, self.spacing, self.stride, self.kept)
@@ -50,6 +51,11 @@ class Phases(namedtuple('Phases', [
 
     def sides(self, x): return [x.shape[i] for i in self.dims]
 
+    @property
+    def keeps_map(self):
+        "Is what a module makes as fine as what it reads, and does it lie in its tensor alike?"
+        return self.stride==1 and not self.makes
+
     def n_out(self,
         side, # of the map that was split
         n,    # positions that the module made of each phase
@@ -63,16 +69,21 @@ class Phases(namedtuple('Phases', [
         return n*self.n if pads_or_cuts else n_kept
 
 # %% ../nbs/02_phases.ipynb #98613057
+def _places(x, p, starts):
+    "Where the phases that begin at `starts` are along the single dim of `p`: by position of a phase, one for each"
+    n,d = x.shape[p.dims[0]],p.spacing
+    starts = p.kept*torch.tensor(starts, device=x.device)
+    at = d*torch.arange(ceil_div(n,d), device=x.device)[:,None] + starts
+    last_of_phase = n-1 - (n-1-at)%d
+    return at.minimum(last_of_phase).clamp(min=0)
+
 def _split_axis(x, p):
     "Replace the single dim of `p` by two: the positions of a phase, and the phases"
     ax, = p.dims
     n,d = x.shape[ax],p.spacing
     n_each = ceil_div(n, d)
     # in an export a free side is not asked for its value
-    if p.stride>1 or torch.compiler.is_exporting():
-        at = d*torch.arange(n_each, device=x.device)[:,None] + p.kept*torch.arange(p.n, device=x.device)
-        last_of_phase = n-1 - (n-1-at)%d
-        x = x.index_select(ax, at.minimum(last_of_phase).clamp(min=0).flatten())
+    if p.stride>1 or torch.compiler.is_exporting(): x = x.index_select(ax, _places(x,p,range(p.n)).flatten())
     elif n_missing := n_each*d - n:
         twice = torch.arange(n-d, n-d+n_missing, device=x.device).clamp(min=0)
         x = torch.cat([x, x.index_select(ax,twice)], ax)
@@ -117,6 +128,13 @@ def merge(y, p, sides, last=None):
     y = y.permute(*order).contiguous()
     for ax in p.dims: y = y.flatten(ax, ax+1)
     return _cut(y, p.dims, ns)
+
+def _of_fewer(y, p, q):
+    "Of the phases `y` by `p` the ones by `q`: the first few along each dim"
+    counts,fewer = [o.n for o in p.each],[o.n for o in q.each]
+    if counts==fewer: return y
+    y = y.unflatten(0, (*counts,-1))
+    return y[tuple(map(slice,fewer))].flatten(0, len(fewer))
 
 # %% ../nbs/02_phases.ipynb #7e831be0
 class InPlace:
@@ -171,6 +189,7 @@ class Phased(InPlace):
         if phases_of(self) is None: return type(self).forward(self, *args, **kwargs)
         p = self._by_phases
         x = _map_to_split((args,kwargs), p)
+        if _goes_in_turn(self): return _in_turn(super().forward, (args,kwargs), x, p, self._at_once)
         args,kwargs = _split_all((args,kwargs), x, p)
         return _merge_all(super().forward(*args, **kwargs), x, p)
 
@@ -185,9 +204,9 @@ class Phased(InPlace):
         return f'{own}{", " if own else ""}by phases: spacing={p.spacing}{traded}{inside}'
 
 # %% ../nbs/02_phases.ipynb #8dde5b59
-def _split_all(args, x, p):
+def _split_all(args, x, p, split=split, n_phases=None):
     "`args` with maps like `x` split, and with what there is once for each image repeated"
-    n_phases = p.n_all
+    n_phases = n_phases or p.n_all
     def split_one(o):
         if not isinstance(o,torch.Tensor) or o.ndim==0: return o
         if o.ndim==x.ndim and p.sides(o)==p.sides(x):
@@ -196,15 +215,72 @@ def _split_all(args, x, p):
         return o.repeat(n_phases, *[1]*(o.ndim-1)) if o.shape[0]==x.shape[0] else o
     return tree_map(split_one, args)
 
+def _how_each(ts, p):
+    "By tensor of `ts`, the `Phases` by which it is merged, or `None`; mostly all are maps like the first one"
+    def is_like_first(o): return o.ndim==ts[0].ndim and p.sides(o)==p.sides(ts[0])
+    return p.makes or [p if is_like_first(o) else None for o in ts]
+
+# %% ../nbs/02_phases.ipynb #7b2704a0
+def _tensors_in(ys):
+    "The tensors in `ys`, and a function that puts others in their places"
+    leaves,spec = tree_flatten(ys)
+    are_tensors = [isinstance(o,torch.Tensor) for o in leaves]
+    def put(ts):
+        ts = iter(ts)
+        return tree_unflatten([next(ts) if is_tensor else o for o,is_tensor in zip(leaves,are_tensors)], spec)
+    return [o for o in leaves if isinstance(o,torch.Tensor)],put
+
 def _merge_all(ys, x, p):
-    "`ys` with maps like the first tensor merged; of all else, the native phase"
-    first = next(o for o in tree_leaves(ys) if isinstance(o,torch.Tensor))
-    last = _is_channels_last(x, p.dims)
-    def merge_one(o):
-        if not isinstance(o,torch.Tensor) or o.ndim==0: return o
-        if o.ndim==first.ndim and p.sides(o)==p.sides(first): return merge(o, p, p.sides(x), last)
-        return o[:x.shape[0]] if o.shape[0]==first.shape[0] else o
-    return tree_map(merge_one, ys)
+    "`ys`, each map merged as `p` says; of all else, the native phase"
+    ts,put = _tensors_in(ys)
+    last,n_phased = _is_channels_last(x, p.dims),ts[0].shape[0]
+    def merge_one(y, q):
+        if q: return merge(_of_fewer(y,p,q), q, p.sides(x), last if q.dims==p.dims else None)
+        return y[:x.shape[0]] if y.ndim and y.shape[0]==n_phased else y
+    return put(map(merge_one, ts, _how_each(ts,p)))
+
+# %% ../nbs/02_phases.ipynb #c5dacafa
+def _one_phase(x, p, starts):
+    "The phase of the map `x` that begins at `starts`, one for each dim of `p`"
+    for one,start in zip(p.each,starts): x = x.index_select(*one.dims, _places(x,one,[start]).flatten())
+    return x
+
+def _room_for(y, p, sides, n_images):
+    "An empty map for `n_images`, with room for all phases like those in `y`"
+    shape = [n_images, *y.shape[1:]]
+    for one,ax,side in zip(p.each,p.dims,sides): shape[ax] = one.n_out(side, y.shape[ax])
+    last = {4:torch.channels_last, 5:torch.channels_last_3d}
+    layout = last[y.ndim] if _is_channels_last(y, p.dims) else torch.contiguous_format
+    return torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=layout)
+
+def _put_phase(room, y, p, starts):
+    "Put the phase `y` that begins at `starts` to its places in the map `room`, if it has some"
+    if any(start>=one.n for one,start in zip(p.each,starts)): return
+    places = {ax:slice(start,None,one.n) for one,ax,start in zip(p.each,p.dims,starts)}
+    its = room[tuple(places.get(i,slice(None)) for i in range(room.ndim))]
+    its.copy_(_cut(y, p.dims, [its.shape[ax] for ax in p.dims]))
+
+# %% ../nbs/02_phases.ipynb #e953a151
+def _goes_in_turn(m): return '_at_once' in vars(m) and not m.training and not torch.is_grad_enabled()
+
+def _in_turn(forward, args, x, p, at_once):
+    "What `forward` makes of `args` when `at_once` phases of the map `x` run at a time, merged"
+    n_images,sides = len(x),p.sides(x)
+    all_starts = [*itertools.product(*[range(one.n) for one in p.each])] # the native one first
+    rooms = None
+    for i in range(0, len(all_starts), at_once):
+        starts = all_starts[i:i+at_once]
+        def split_some(x, p): return torch.cat([_one_phase(x,p,o) for o in starts])
+        some,kw = _split_all(args, x, p, split_some, len(starts))
+        ys,put = _tensors_in(forward(*some, **kw))
+        ways,n_phased = _how_each(ys, p),ys[0].shape[0]
+        def first(y, q):
+            if q: return _room_for(y, q, sides, n_images)
+            return y[:n_images] if y.ndim and len(y)==n_phased else y
+        if rooms is None: rooms,put_first = [*map(first,ys,ways)],put
+        for room,y,q in zip(rooms,ys,ways):
+            for one,o in zip(y.chunk(len(starts)),starts) if q else (): _put_phase(room, one, q, o)
+    return put_first(rooms)
 
 # %% ../nbs/02_phases.ipynb #17c112cc
 def _has_own_forward_kept(m):
@@ -237,7 +313,7 @@ _hooks = '_forward_hooks','_forward_pre_hooks','_backward_hooks','_backward_pre_
 
 def _may_join(m):
     "May a run go on through module `m`?"
-    if not isinstance(m,Phased) or m._by_phases.stride!=1 or 'forward' in vars(m): return False
+    if not isinstance(m,Phased) or not m._by_phases.keeps_map or vars(m).keys()&{'forward','_at_once'}: return False
     if not torch.compiler.is_compiling() and _has_any_global_hook(): return False
     return not any(getattr(m,o) for o in _hooks)
 

@@ -14,7 +14,7 @@ The search changes the network as it goes, and leaves it changed. [`set_output_s
 
 # %% auto #0
 __all__ = ['Case', 'InTraining', 'Found', 'make_plan', 'restored', 'apply_plan', 'Search', 'has_hooks', 'hooked',
-           'outermost_only', 'try_out']
+           'outermost_only', 'try_out', 'try_whole']
 
 # %% ../nbs/04_search.ipynb #c6d28f94
 import inspect,itertools,math
@@ -60,7 +60,7 @@ def apply_plan(net, plan, phased):
 def _may_share(a, b):
     "Do the modules `a` and `b` run by the same phases, with the sides of the map kept?"
     both = isinstance(a,Phased) and isinstance(b,Phased)
-    return both and phases_of(a)==phases_of(b) and phases_of(a).stride==1
+    return both and phases_of(a)==phases_of(b) and phases_of(a).keeps_map
 
 # %% ../nbs/04_search.ipynb #13edbe08
 class Search:
@@ -102,7 +102,7 @@ def _is_container(self:Search, name):
 def _outermost(self:Search, name, phased):
     "The largest module around `name` that may run by its phases as one"
     res,p,up = name,phased[name],parent(name)
-    while up and p.stride==1 and p.n!=1:
+    while up and p.keeps_map and p.n!=1:
         is_called = up in self.strides.calls # a list of modules is not
         if is_called and not self._may_run_as_one(up, p, phased): break
         if is_called and not self._is_container(up): res = up
@@ -248,6 +248,7 @@ def small_and_large(self:_Images):
 def _natives_of_first(net, strides, T, x, training=()):
     "`Natives` of images to try, of the first set of sizes that `net` runs on"
     images = _Images(net, strides, T, training)
+    if strides.sides: return [images.natives_of_two(strides.sides)]
     windows = _window_sides(strides.output, strides.sample.ndim)
     for make in (images.small_and_large, *[partial(images.in_windows,o) for o in windows]):
         try:
@@ -449,7 +450,7 @@ def _hooks_in_words(net, strides, T, phased):
         m,who = net.get_submodule(name),f'`{name}` has a hook, which'
         hooks = [*m._forward_hooks.values(), *m._forward_pre_hooks.values()]
         sees_finer = any(is_finer(S,T) for S in (*strides.reads(name),*strides.makes(name)))
-        if is_inside(parent(name), phased): words.append(f'{who} sees the phases of a map as the batch')
+        if name and is_inside(parent(name), phased): words.append(f'{who} sees the phases of a map as the batch')
         elif sees_finer and not all(map(_is_known_to_look_only,hooks)):
             words.append(f'{who} was not tried: if it changes a map, it may be told its stride')
     return words
@@ -507,3 +508,24 @@ def try_out(net, strides, T, x=None):
     found = _find_by_any_fill(net, plan, strides, find, may_have_nan=not foreign)
     untried += _hooks_in_words(net, strides, T, found.phased)+_foreign_in_words(strides, foreign)
     return found._replace(untried=found.untried+untried)
+
+# %% ../nbs/04_search.ipynb #aeeba3d3
+def _phases_of_whole(net, natives, T):
+    "`Phases` by which all of `net` may run, if it makes maps alone and a finer one"
+    call = natives.record[''][0]
+    # anybody may call the modules of a container one by one
+    is_container = is_sequential(net) or '' in natives.strides.containers
+    if call is None or is_container or not can_run_by_phases(net) or not are_in_sight(call.result): return None
+    makes_maps = all(is_map(o.grid) for o in call.makes)
+    makes_finer = makes_maps and any(is_finer(o.grid.stride,T) for o in call.makes)
+    return phases_for(call,T) if makes_finer else None
+
+def try_whole(net, strides, T, x=None):
+    "Run all of `net` by phases; returns what was `Found`, or `None` if it cannot"
+    evaluated = _natives_of_first(restored(net), strides, T, x)
+    p = _phases_of_whole(net, evaluated[0], T)
+    if p is None: return None
+    apply_plan(net, {}, {'':p})
+    trials = [Trial(net, T, o).run() for o in evaluated]
+    if any(o.lost or o.mended for o in trials): return None
+    return Found({'':p}, {}, None, _hooks_in_words(net,strides,T,{'':p}))

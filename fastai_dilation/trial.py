@@ -15,10 +15,10 @@ NaN sees most, but not all. A network may look for NaN and leave it out, as `tor
 
 # %% auto #0
 __all__ = ['tolerances', 'Noted', 'Record', 'fineness', 'native_part', 'has_native_size', 'difference', 'is_right', 'put_right',
-           'Natives', 'Trial']
+           'Natives', 'Trial', 'phases_for']
 
 # %% ../nbs/03_trial.ipynb #e8d02239
-import math,weakref
+import math
 from collections import defaultdict,namedtuple
 from operator import floordiv,mod
 import torch
@@ -62,9 +62,10 @@ def is_right(t, native, grid, T):
     "Has `t` the values of `native`, where they belong?"
     if grid is None: return _alike(t, native)
     if is_map(grid): return has_native_size(t,native,grid,T) and _alike(native_part(t,grid,T), native)
-    if not t.is_floating_point(): return True
-    found = t[t.isfinite()]
-    return found.numel()==native.numel() and _alike(found, native.flatten())
+    if not t.is_floating_point() or _alike(t, native): return True
+    finite = t.isfinite()
+    # to take them out of a large tensor takes long
+    return finite.sum()==native.numel() and _alike(t[finite], native.flatten())
 
 def _filling(fill, native):
     "What stands between the native positions: NaN, or `fill` times the largest value"
@@ -100,19 +101,6 @@ class _ForeignOps(TorchDispatchMode):
         if func.namespace not in _own_ops: self.found.setdefault(self.stack[-1], str(func.name()))
         return func(*args, **(kwargs or {}))
 
-# %% ../nbs/03_trial.ipynb #per03
-class _PerTensor:
-    "One thing for each tensor as it is now: an operation in place makes it another"
-    def __init__(self): self.known = {}
-    def get(self, t):
-        ref,version,what = self.known.get(id(t), (None,None,None))
-        return what if ref and ref() is t and not t.is_inference() and version==t._version else None
-
-    def put(self, t, what):
-        # weakly: all maps of a fine network at once take gigabytes
-        if not t.is_inference(): self.known[id(t)] = weakref.ref(t),t._version,what
-        return what
-
 # %% ../nbs/03_trial.ipynb #nat03
 class Natives:
     "What a native network reads and makes of `xs`: the record, by name of a module, of each call; and foreign operations"
@@ -121,11 +109,8 @@ class Natives:
     ):
         self.strides,self.xs,self.training = strides,xs,training
         self.record,ops = defaultdict(list),_ForeignOps()
-        cloned = _PerTensor()
-        def clone(t):
-            known = cloned.get(t)
-            return cloned.put(t, t.clone()) if known is None else known
-        def clones(o): return [clone(t) for t in tensors(o)]
+        cloned = PerTensor()
+        def clones(o): return [cloned.get_or_make(t,Tensor.clone) for t in tensors(o)]
         def note(name, forward, *args, **kwargs):
             reads,i = clones((args,kwargs)),len(self.record[name])
             self.record[name].append(None) # its place: a module may call itself
@@ -175,7 +160,8 @@ class Trial:
         self.strides,self.record = natives.strides,natives.record
         self.modules = dict(net.named_modules())
         self.mended,self.lost,self.misfit,self.sides = {},{},None,{}
-        self.right = _PerTensor() # by a tensor that was put right: its native value
+        self.right = PerTensor() # by a tensor that was put right: its native value
+        self.wrong = PerTensor() # and by one that is wrong
         self.n_calls = defaultdict(int) # by name of a module
         self.stack = [_Frame(None)]     # calls that are under way
         self.n_closed = 0               # and how many of them are of modules that are closed
@@ -197,7 +183,12 @@ class _Frame:
 def _is_right(self:Trial, t, noted):
     # a list of tokens has its native values between NaN; between numbers nobody could tell them
     is_hidden = noted.grid is not None and not is_map(noted.grid) and math.isfinite(self.fill)
-    return is_hidden or self.right.get(t) is noted.value or is_right(t, noted.value, noted.grid, self.T)
+    if is_hidden or self.right.get(t) is noted.value: return True
+    # one module hands it to the next
+    if self.wrong.get(t) is noted.value: return False
+    res = is_right(t, noted.value, noted.grid, self.T)
+    if not res: self.wrong.put(t, noted.value)
+    return res
 
 @patch
 def _all_right(self:Trial, ts, noted): return len(ts)==len(noted) and all(map(self._is_right, ts, noted))
@@ -248,13 +239,29 @@ def _made_right(self:Trial, m, frame, y, call):
     return not frame.called_with_wrong_map
 
 # %% ../nbs/03_trial.ipynb #cc318811
-@patch
-def _grids(self:Trial, call):
-    "How the only map that a call reads, and the only one that it makes, lie in the image, or `None`"
-    reads,makes = [{o.grid for o in noted if o.grid} for noted in (call.reads,call.makes)]
-    if len(reads)!=1 or len(makes)!=1 or not call.makes[0].grid: return None
-    return reads.pop(),makes.pop()
+def _stride_between(read, made):
+    "Stride of a module that makes a map of the `made` grid of one of the grid `read`, or `None` if it has none"
+    if not is_map(made) or any(on_each_axis(mod, made.stride, read.stride)): return None
+    return by_axis(floordiv, made.stride, read.stride)
 
+def phases_for(call, T):
+    "`Phases` by which a module may run at output stride `T`, if in this `Record` of a call it reads one map, and makes maps"
+    reads,makes = {o.grid for o in call.reads if o.grid},[o.grid for o in call.makes]
+    if len(reads)!=1 or not makes or not makes[0]: return None
+    read, = reads
+    strides = [made and is_map(read) and _stride_between(read,made) for made in makes]
+    own = [s for made,s in zip(makes,strides) if made]
+    if not all(own) or not all(divides(read.stride,s,T) for s in own): return None
+    def phases(s, dims):
+        spacing,kept = rule(read.stride, s, T)
+        return Phases(spacing, s, kept, dims)
+
+    p = phases(by_axis(max,1,*own), read.dims)
+    each = tuple(made and phases(s,made.dims) for made,s in zip(makes,strides))
+    all_alike = all(q==p for q in each if q)
+    return p if all_alike else p._replace(makes=each)
+
+# %% ../nbs/03_trial.ipynb #5c9b8a79
 @patch
 def _how_by_phases(self:Trial, name, m, call):
     "`Phases` by which module `m` may run, if it takes a map and makes one"
@@ -262,15 +269,7 @@ def _how_by_phases(self:Trial, name, m, call):
     # anybody may call its modules one by one
     if is_sequential(m) or name in self.strides.containers: return None
     if not can_run_by_phases(m) or not are_in_sight(call.result): return None
-    grids = self._grids(call)
-    if not grids: return None
-    read,made = grids
-    if not is_map(read) or not is_map(made) or read.dims!=made.dims: return None
-    if any(on_each_axis(mod, made.stride, read.stride)): return None
-    s = by_axis(floordiv, made.stride, read.stride)
-    if not divides(read.stride, s, self.T): return None
-    spacing,kept = rule(read.stride, s, self.T)
-    p = Phases(spacing, s, kept, read.dims)
+    p = phases_for(call, self.T)
     return p if self.mended.get(name,p)==p else None
 
 # %% ../nbs/03_trial.ipynb #8f8faf74
@@ -281,12 +280,12 @@ def _mend(self:Trial, name, p, args, kwargs, call):
         for n in [n for n in found if n.startswith(f'{name}.')]: del found[n]
     self.mended[name] = p
     x = next(t for t,o in zip(tensors((args,kwargs)),call.reads) if o.grid)
-    def make(o):
+    def make(o, q):
         if not o.grid: return o.value.clone()
         shape = list(o.value.shape)
-        for one,ax,side in zip(p.each,p.dims,p.sides(x)): shape[ax] = one.n_out(side, shape[ax])
+        for one,ax,side in zip(q.each,q.dims,p.sides(x)): shape[ax] = one.n_out(side, shape[ax])
         return put_right(o.value.new_empty(shape), o.value, o.grid, self.T, self.fill)
-    return _with_tensors(call.result, map(make,call.makes))
+    return _with_tensors(call.result, map(make, call.makes, p.makes or [p]*len(call.makes)))
 
 # %% ../nbs/03_trial.ipynb #13b3c343
 @patch

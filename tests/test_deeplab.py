@@ -199,7 +199,7 @@ def test_other_data_are_refused(tmp_path, kw, words):
 
 def uncut(pretrained): return nn.Sequential(nn.Conv2d(3,8,3,2))
 refused = [(dict(rates=(0,1)),'whole numbers from 1'), (dict(rates=(1.5,)),'whole numbers from 1'),
-    (dict(output_stride=12),'can be one of'), (dict(arch='vit_tiny_patch16_224'),'but on 224x224'),
+    (dict(output_stride=12),'can be one of'),
     (dict(arch=uncut),'say where to cut'), (dict(arch='resnet18d',weights='x'),'in its name'), (dict(n_out=0),'n_out')]
 @pytest.mark.parametrize('kw,words', refused, ids=lambda o: o if isinstance(o,str) else None)
 def test_deeplab_refuses_in_words(dls, kw, words):

@@ -169,12 +169,12 @@ def test_timm_exact(dls, name):
         assert learn.set_output_stride(32).model[0](x).equal(native(x))
 
 def test_timm_by_name(dls):
-    "What was warned of or refused is exact; a transformer is refused"
+    "What was warned of or refused is exact; a transformer that makes no map is refused"
     for name in ('test_byobnet','test_efficientnet'):
         learn = vision_learner(dls, name, pretrained=False, output_stride=8)
         assert get_output_stride(learn.model)==8 and said(learn.set_output_stride, 16)==[]
     kw = dict(pretrained=False, output_stride=8)
-    with pytest.raises(ValueError, match='but on 224x224'): vision_learner(dls, 'vit_tiny_patch16_224', **kw)
+    with pytest.raises(ValueError, match='vit_tiny_patch16_224 makes no map of its tokens'): vision_learner(dls, 'vit_tiny_patch16_224', **kw)
 
 def test_grid_error_leaves_the_net():
     "The net is as it was; at its native stride it is not off"

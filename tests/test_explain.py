@@ -49,9 +49,9 @@ def test_the_table_prints_in_columns_and_as_html():
     assert table.to_frame().loc['body.1','becomes']=='as it is'
 
 def test_it_refuses_and_warns_as_the_change_does():
-    "A transformer of one size, and a network that resizes its map"
+    "A transformer that makes no map, and a network that resizes its map"
     net = timm.create_model('vit_tiny_patch16_224')
-    with pytest.raises(CannotDilate, match='does not run on all sizes'): explain(net, 8)
+    with pytest.raises(CannotDilate, match='makes no map of its tokens'): explain(net, 8)
     class Resizes(nn.Module):
         def __init__(self):
             super().__init__()

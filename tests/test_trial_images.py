@@ -1,9 +1,11 @@
 "What a trial has to see: far edges, several positions, far taps, batches, second heads, objects, NaN that is swallowed"
+from copy import deepcopy
 from dataclasses import dataclass
 import pytest, torch, torchvision.models as tvm
 from torch import nn
 from torch.nn import functional as F
 from fastai_dilation.all import CannotDilate, set_output_stride
+from fastai_dilation.layers import phases_in
 from fastai_dilation.strides import follow
 from fastai_dilation.trial import Natives
 from util import close, said
@@ -103,10 +105,14 @@ class Masked(nn.Module):
         x = self.stem(x)
         return x*F.interpolate(mask.double(), x.shape[2:])
 
-def test_a_mask_that_is_resized_to_the_map_is_told():
-    "A mask of yes and no is drawn with both, and its resizing is seen"
+def test_a_mask_that_is_resized_to_the_map_is_seen():
+    "A mask of yes and no is drawn with both; then the network runs by phases as a whole"
     x,mask = torch.randn(1,3,37,50).double(),torch.rand(1,1,37,50)>.5
-    assert len(said(set_output_stride, Masked().double(), 1, (x,mask)))==1
+    m = Masked().double()
+    assert not said(set_output_stride, m, 1, (x,mask)) and phases_in(m).keys()=={''}
+    native = deepcopy(m)
+    set_output_stride(native, 4, (x,mask))
+    torch.testing.assert_close(m(x,mask)[...,::4,::4], native(x,mask), rtol=1e-12, atol=1e-12)
 
 @dataclass
 class Answer:
@@ -189,7 +195,7 @@ def test_an_answer_that_is_multiplied_with_a_resized_image():
                 self.body = body
             def forward(self, x): return self.body(x)*F.interpolate(x[:,:1], self.body(x).shape[2:])
         return Masked()
-    assert exact_or_told(make, 2, 16)=='warned'
+    assert exact_or_told(make, 2, 16)=='exact' # as a whole
 
 def test_hooks_that_were_not_tried_are_named():
     "A hook may change what a module makes, and no trial calls it"

@@ -87,10 +87,19 @@ def test_deeplab_on_a_body_with_its_channels_last(name, kw, skip):
     theirs = timm.create_model(name, num_classes=0, **depths)
     assert [f'model.{k}' for k in theirs.state_dict()]==list(m[0].state_dict())
 
-@pytest.mark.parametrize('arch,kw,words', [(partial(xresnet18,ndim=3,widen=.125),{},r"xresnet18's body makes a map with its sides at the axes \(2, 3, 4\)"),
-    ('vit_tiny_patch16_224',dict(dynamic_img_size=True,depth=1),"vit_tiny_patch16_224's body makes no map")])
-def test_deeplab_refuses_what_is_no_map_of_two_sides(arch, kw, words):
-    with pytest.raises(ValueError, match=words): create_deeplab_model(arch, 2, pretrained=False, **kw)
+def test_deeplab_refuses_what_is_no_map_of_two_sides():
+    words = r"xresnet18's body makes a map with its sides at the axes \(2, 3, 4\)"
+    with pytest.raises(ValueError, match=words): create_deeplab_model(partial(xresnet18,ndim=3,widen=.125), 2, pretrained=False)
+
+@pytest.mark.parametrize('kw', [{},dict(dynamic_img_size=True),dict(img_size=(160,192))], ids=['one_size','all_sizes','another_size'])
+def test_deeplab_on_a_vit(kw):
+    "Exact, and it keeps the names of the body's weights"
+    m = create_deeplab_model('vit_tiny_patch16_224', 2, pretrained=False, output_stride=8, rates=(1,), depth=2, **kw).eval()
+    x = torch.randn(1, 3, *kw.get('img_size',(224,224)))
+    assert m(x).shape==(1,2,*x.shape[2:]) and m[0](x).shape[2:]==tuple(side//8 for side in x.shape[2:])
+    assert grid_error(m.double(), 8, x.double())<1e-9
+    theirs = timm.create_model('vit_tiny_patch16_224', num_classes=0, depth=2, **kw)
+    assert [f'model.{k}' for k in theirs.state_dict()]==list(m[0].state_dict())
 
 def test_class_maps_of_a_unet():
     "With pools in its gates, and without"
