@@ -224,11 +224,12 @@ def _how_each(ts, p):
 def _tensors_in(ys):
     "The tensors in `ys`, and a function that puts others in their places"
     leaves,spec = tree_flatten(ys)
-    are_tensors = [isinstance(o,torch.Tensor) for o in leaves]
+    tensors = [o for o in leaves if isinstance(o,torch.Tensor)]
+    others = [None if isinstance(o,torch.Tensor) else (o,) for o in leaves] # the tensors themselves would stay
     def put(ts):
         ts = iter(ts)
-        return tree_unflatten([next(ts) if is_tensor else o for o,is_tensor in zip(leaves,are_tensors)], spec)
-    return [o for o in leaves if isinstance(o,torch.Tensor)],put
+        return tree_unflatten([o[0] if o else next(ts) for o in others], spec)
+    return tensors,put
 
 def _merge_all(ys, x, p):
     "`ys`, each map merged as `p` says; of all else, the native phase"
@@ -265,14 +266,18 @@ def _goes_in_turn(m): return '_at_once' in vars(m) and not m.training and not to
 
 def _in_turn(forward, args, x, p, at_once):
     "What `forward` makes of `args` when `at_once` phases of the map `x` run at a time, merged"
-    n_images,sides = len(x),p.sides(x)
+    n_images,sides,rooms = len(x),p.sides(x),None
+    def run(starts):
+        def split_some(x, p):
+            phases = [_one_phase(x,p,o) for o in starts]
+            return torch.cat(phases) if len(phases)>1 else phases[0]
+        some,kw = _split_all(args, x, p, split_some, len(starts))
+        return _tensors_in(forward(*some, **kw))
+
     all_starts = [*itertools.product(*[range(one.n) for one in p.each])] # the native one first
-    rooms = None
     for i in range(0, len(all_starts), at_once):
         starts = all_starts[i:i+at_once]
-        def split_some(x, p): return torch.cat([_one_phase(x,p,o) for o in starts])
-        some,kw = _split_all(args, x, p, split_some, len(starts))
-        ys,put = _tensors_in(forward(*some, **kw))
+        ys,put = run(starts)
         ways,n_phased = _how_each(ys, p),ys[0].shape[0]
         def first(y, q):
             if q: return _room_for(y, q, sides, n_images)
@@ -280,6 +285,7 @@ def _in_turn(forward, args, x, p, at_once):
         if rooms is None: rooms,put_first = [*map(first,ys,ways)],put
         for room,y,q in zip(rooms,ys,ways):
             for one,o in zip(y.chunk(len(starts)),starts) if q else (): _put_phase(room, one, q, o)
+        del ys,y,one # the next phases need the room
     return put_first(rooms)
 
 # %% ../nbs/02_phases.ipynb #17c112cc
