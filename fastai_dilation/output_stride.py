@@ -157,6 +157,7 @@ def _refuse_swapped_sides(net, strides):
 def _try_inside_then_whole(net, strides, T, x):
     "Change what has to be inside of `net`, or run all of it by phases where that does not do; what was `Found`"
     found = try_out(net, strides, T, x)
+    if not found.lost: return found
     first = next(iter(found.lost)) # the modules around it are lost by it
     # for a head that is called in training alone nothing should cost more
     if first not in strides.calls: return found
