@@ -22,7 +22,6 @@ refused = dict(
     vit = (lambda: timm.create_model('vit_tiny_patch16_224'), 8, 'VisionTransformer makes no map of its tokens.*`timm.create_model.*features_only=True.*`deeplab_learner'),
     vit_all_sizes = (lambda: timm.create_model('vit_tiny_patch16_224',dynamic_img_size=True,depth=1), 8, 'VisionTransformer makes no map of its tokens'),
     hrnet = (lambda: timm.create_model('hrnet_w18_small'), 16, r'^(?!.*(224|anew)).*it makes maps larger.*\(HRNet\) has that one to take'),
-    pyramid = (lambda: detection.backbone_utils.resnet_fpn_backbone(backbone_name='resnet18',weights=None), 16, '^Cannot dilate `fpn`: it makes maps larger.*Change `body`, in front of it, and before training'),
     detector = (lambda: detection.ssdlite320_mobilenet_v3_large(weights=None,weights_backbone=None), 8,
         "SSD no layer reads.*resize its input.*such as a detector's `backbone`"),
     timm_at_8 = (lambda: timm.create_model('resnet18',output_stride=8), 16, r'ResNet can be one of \[1, 2, 4, 8\], not 16.*built at 8.*without'),

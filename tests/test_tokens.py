@@ -127,6 +127,15 @@ def test_a_module_that_reads_another_layout_than_it_makes_runs_by_phases():
     assert [*phases_in(m)]==['4'] and phases_in(m)['4'].makes
     close(m(x)[...,::4,::4], native)
 
+@pytest.mark.slow
+def test_a_pyramid_is_right_at_each_level():
+    "It makes maps larger, so it runs as a whole"
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+    m = randomize(resnet_fpn_backbone(backbone_name='resnet18', weights=None)).double().eval()
+    x = image(128,160)
+    with torch.no_grad(): native,finer = m(x),set_output_stride(m,16)(x)
+    for (k,y),times in zip(finer.items(), (1,1,1,2,4)): close(y[...,::times,::times], native[k])
+
 class Functional(nn.Module):
     "Hides a stride in a function"
     def __init__(self):
