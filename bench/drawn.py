@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint,checkpoint_sequential
 from torchvision.ops import DeformConv2d,deform_conv2d
 from fastai_dilation.all import CannotDilate, InexactWarning, output_strides, set_output_stride
-from fastai_dilation.layers import own_strides
+from fastai_dilation.layers import own_strides, phases_of
 from fastcore.script import call_parse
 
 # Where a position is: functions that make two channels of a map's size
@@ -619,7 +619,9 @@ class Case:
         "By each way of use, what is off: errors, and sizes of image"
         off,seen = {},Counter()
         Ss = {use:self.Ss for use in ('whole','by hand')} | {'in training':self.training_Ss}
-        for i,(xs,native,trained) in enumerate(self.data):
+        # all of it by phases may be 1,024 passes for one
+        data = self.data[::8] if phases_of(self.m) else self.data
+        for i,(xs,native,trained) in enumerate(data):
             uses = dict(whole=(lambda: whole(self.m,xs),native))
             if id(self.m) in self.chains and i%3==0: uses['by hand'] = lambda: by_hand(self.m,xs,self.chains),native
             if trained is not None: uses['in training'] = lambda: in_training(self.m,xs,backward=True),trained
@@ -672,7 +674,7 @@ def _child(conn, f, args, secs):
     try: conn.send(f(*args))
     except Exception as e: conn.send(Outcome('crash', f'{type(e).__name__}: {e}'.split('\n')[0][:200]))
 
-def apart(f, *args, secs=60):
+def apart(f, *args, secs=180):
     "What `f(*args)` returns in a process of its own, or what became of it"
     mp = multiprocessing.get_context('fork')
     here,there = mp.Pipe(duplex=False)
