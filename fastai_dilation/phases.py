@@ -68,6 +68,15 @@ class Phases(namedtuple('Phases', [
         else: pads_or_cuts = ceil_div(n_kept,self.n)!=n
         return n*self.n if pads_or_cuts else n_kept
 
+    def merged_shape(self,
+        shape, # of what the module made of the phases,
+        sides, # of the map that was split
+    ):
+        "`shape` with the sides of the merged map"
+        shape = list(shape)
+        for one,ax,side in zip(self.each,self.dims,sides): shape[ax] = one.n_out(side, shape[ax])
+        return shape
+
 # %% ../nbs/02_phases.ipynb #98613057
 def _places(x, p, starts):
     "Where the phases that begin at `starts` are along the single dim of `p`: by position of a phase, one for each"
@@ -119,15 +128,14 @@ def merge(y, p, sides, last=None):
     "The map whose phases are the batch `y`; `sides` are those of the map that was split; with its channels `last`?"
     if last is None: last = _is_channels_last(y, p.dims)
     if last: return merge(y.movedim(1,y.ndim-1), _one_down(p), sides, False).movedim(y.ndim-1,1)
-    ns = [one.n_out(side,y.shape[ax]) for one,ax,side in zip(p.each,p.dims,sides)]
-    n_dims = len(p.dims)
+    shape,n_dims = p.merged_shape(y.shape, sides),len(p.dims)
     y = y.unflatten(0, (*[one.n for one in p.each],-1))
     order = [*range(n_dims, y.ndim)]
     # each phase axis behind its positions
     for i,ax in reversed([*enumerate(p.dims)]): order.insert(ax+1, i)
     y = y.permute(*order).contiguous()
     for ax in p.dims: y = y.flatten(ax, ax+1)
-    return _cut(y, p.dims, ns)
+    return _cut(y, p.dims, [shape[ax] for ax in p.dims])
 
 def _of_fewer(y, p, q):
     "Of the phases `y` by `p` the ones by `q`: the first few along each dim"
@@ -231,13 +239,17 @@ def _tensors_in(ys):
         return tree_unflatten([o[0] if o else next(ts) for o in others], spec)
     return tensors,put
 
+def _native_phase(y, n_images, n_phased):
+    "Of `y`, which may have something for each of `n_phased` phases of images, that of the native ones"
+    return y[:n_images] if y.ndim and len(y)==n_phased else y
+
 def _merge_all(ys, x, p):
     "`ys`, each map merged as `p` says; of all else, the native phase"
     ts,put = _tensors_in(ys)
-    last,n_phased = _is_channels_last(x, p.dims),ts[0].shape[0]
+    last,n_phased = _is_channels_last(x, p.dims),len(ts[0])
     def merge_one(y, q):
         if q: return merge(_of_fewer(y,p,q), q, p.sides(x), last if q.dims==p.dims else None)
-        return y[:x.shape[0]] if y.ndim and y.shape[0]==n_phased else y
+        return _native_phase(y, len(x), n_phased)
     return put(map(merge_one, ts, _how_each(ts,p)))
 
 # %% ../nbs/02_phases.ipynb #c5dacafa
@@ -248,8 +260,7 @@ def _one_phase(x, p, starts):
 
 def _room_for(y, p, sides, n_images):
     "An empty map for `n_images`, with room for all phases like those in `y`"
-    shape = [n_images, *y.shape[1:]]
-    for one,ax,side in zip(p.each,p.dims,sides): shape[ax] = one.n_out(side, y.shape[ax])
+    shape = n_images,*p.merged_shape(y.shape, sides)[1:]
     last = {4:torch.channels_last, 5:torch.channels_last_3d}
     layout = last[y.ndim] if _is_channels_last(y, p.dims) else torch.contiguous_format
     return torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=layout)
@@ -279,9 +290,7 @@ def _in_turn(forward, args, x, p, at_once):
         starts = all_starts[i:i+at_once]
         ys,put = run(starts)
         ways,n_phased = _how_each(ys, p),ys[0].shape[0]
-        def first(y, q):
-            if q: return _room_for(y, q, sides, n_images)
-            return y[:n_images] if y.ndim and len(y)==n_phased else y
+        def first(y, q): return _room_for(y,q,sides,n_images) if q else _native_phase(y,n_images,n_phased)
         if rooms is None: rooms,put_first = [*map(first,ys,ways)],put
         for room,y,q in zip(rooms,ys,ways):
             for one,o in zip(y.chunk(len(starts)),starts) if q else (): _put_phase(room, one, q, o)

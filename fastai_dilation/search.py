@@ -94,18 +94,13 @@ def _may_run_as_one(self:Search, name, p, phased):
     return all(q==p for n,q in phased.items() if is_inside(n,[name]))
 
 @patch
-def _is_container(self:Search, name):
-    m = self.net.get_submodule(name)
-    return name in self.strides.containers or is_sequential(m)
-
-@patch
 def _outermost(self:Search, name, phased):
     "The largest module around `name` that may run by its phases as one"
     res,p,up = name,phased[name],parent(name)
     while up and p.keeps_map and p.n!=1:
         is_called = up in self.strides.calls # a list of modules is not
         if is_called and not self._may_run_as_one(up, p, phased): break
-        if is_called and not self._is_container(up): res = up
+        if is_called and not is_container(up, self.net.get_submodule(up), self.strides): res = up
         up = parent(up)
     return res
 
@@ -513,12 +508,9 @@ def try_out(net, strides, T, x=None):
 def _phases_of_whole(net, natives, T):
     "`Phases` by which all of `net` may run, if it makes maps alone and a finer one"
     call = natives.record[''][0]
-    # anybody may call the modules of a container one by one
-    is_container = is_sequential(net) or '' in natives.strides.containers
-    if call is None or is_container or not can_run_by_phases(net) or not are_in_sight(call.result): return None
-    makes_maps = all(is_map(o.grid) for o in call.makes)
+    makes_maps = call is not None and all(is_map(o.grid) for o in call.makes)
     makes_finer = makes_maps and any(is_finer(o.grid.stride,T) for o in call.makes)
-    return phases_for(call,T) if makes_finer else None
+    return how_by_phases('',net,call,natives.strides,T) if makes_finer else None
 
 def try_whole(net, strides, T, x=None):
     "Run all of `net` by phases; returns what was `Found`, or `None` if it cannot"

@@ -529,29 +529,29 @@ def _moves_where_touched(t, grid, touched,
         if not (is_near|stands_out).all(): return False
     return bool(moved.flatten(1).amax(1).gt(0).all())
 
-def _stride_of(n, side, is_changed):
-    "Pixels for each of the `n` positions on an axis of `side` pixels"
+def _stride_of(n, side, changed):
+    "Pixels for each of the `n` positions on an axis of `side` pixels, in a network that was `changed` or not"
     # a patch without padding may be the last one of a finer map too early
-    if is_changed: return max(1, round(side/n))
+    if changed: return max(1, round(side/n))
     return side//n if side%n==0 else None
 
-def _guesses(shape, touched, is_changed):
+def _guesses(shape, touched, changed):
     "How a tensor may lie in the image: with the channels first, or last"
     ndim = len(touched.sides)
     if len(shape)!=ndim+2: return
     for dims in (tuple(range(2,ndim+2)), tuple(range(1,ndim+1))):
-        strides = [_stride_of(shape[i],side,is_changed) for i,side in zip(dims,touched.sides)]
+        strides = [_stride_of(shape[i],side,changed) for i,side in zip(dims,touched.sides)]
         if all(strides): yield Grid(dims, by_axis(int,tuple(strides)))
 
 # %% ../nbs/01_strides.ipynb #13d60010
 _no_map = Grid((), None) # it may grow with the image, and nobody knows where
 
-def _grid_by_touch(t, touched, is_changed, coarsest):
+def _grid_by_touch(t, touched, changed, coarsest):
     "How the tensor `t` lies in the image: a guess that the touches agree with, `_no_map`, or `None` for what does not grow"
     is_vector = sum(n>1 for n in t.shape[1:])<2
     if is_vector or not t.is_floating_point(): return None
     if len(t)!=len(_places)+1: return _no_map
-    guesses = _guesses(t.shape, touched, is_changed)
+    guesses = _guesses(t.shape, touched, changed)
     return next((o for o in guesses if _moves_where_touched(t,o,touched,coarsest)), _no_map)
 
 def _from_touches(net, sample, sides, training=()):
@@ -577,13 +577,13 @@ def _named_sides(net):
     sizes = [getattr(m,'img_size',None) for m in net.modules()]
     cfgs = [getattr(m,'default_cfg',None) or {} for m in net.modules()] # timm's
     named = [*sizes, *[o.get('input_size') for o in cfgs]]
-    return [as_tuple(o,3) for o in named if o]
+    return [o for o in named if o]
 
 def _only_sizes(net, x):
     "Samples of what `net` may read, with the sides of an image that it may need, the likeliest first"
     if x is not None: return [(o,o.sides) for o in samples(net,x)]
-    named = dict.fromkeys([*_named_sides(net), *_usual_sides])
-    pairs = [(o,as_tuple(sides,3)[-o.ndim:]) for o in samples(net) for sides in named]
+    all_sides = dict.fromkeys(as_tuple(o,3) for o in (*_named_sides(net),*_usual_sides))
+    pairs = [(o,sides[-o.ndim:]) for o in samples(net) for sides in all_sides]
     return ((sample,o) for sample,o in pairs if _runs(net, sample.resized(o,'meta'), meta=True))
 
 def _runs(net, xs, meta=False):

@@ -15,7 +15,7 @@ NaN sees most, but not all. A network may look for NaN and leave it out, as `tor
 
 # %% auto #0
 __all__ = ['tolerances', 'Noted', 'Record', 'fineness', 'native_part', 'has_native_size', 'difference', 'is_right', 'put_right',
-           'Natives', 'Trial', 'phases_for']
+           'Natives', 'Trial', 'phases_for', 'is_container', 'how_by_phases']
 
 # %% ../nbs/03_trial.ipynb #e8d02239
 import math
@@ -262,14 +262,20 @@ def phases_for(call, T):
     return p if all_alike else p._replace(makes=each)
 
 # %% ../nbs/03_trial.ipynb #5c9b8a79
+def is_container(name, m, strides):
+    "Does module `m` only call others in a row? Then anybody may call these one by one"
+    return is_sequential(m) or name in strides.containers
+
+def how_by_phases(name, m, call, strides, T):
+    "`Phases` by which module `m` may run at output stride `T`, if it takes a map and makes some"
+    if is_container(name,m,strides) or not can_run_by_phases(m) or not are_in_sight(call.result): return None
+    return phases_for(call, T)
+
 @patch
 def _how_by_phases(self:Trial, name, m, call):
-    "`Phases` by which module `m` may run, if it takes a map and makes one"
+    "`Phases` by which module `m` may run, if it is not the whole network"
     if not name or phases_of(m) is not None: return None
-    # anybody may call its modules one by one
-    if is_sequential(m) or name in self.strides.containers: return None
-    if not can_run_by_phases(m) or not are_in_sight(call.result): return None
-    p = phases_for(call, self.T)
+    p = how_by_phases(name, m, call, self.strides, self.T)
     return p if self.mended.get(name,p)==p else None
 
 # %% ../nbs/03_trial.ipynb #8f8faf74
@@ -282,8 +288,7 @@ def _mend(self:Trial, name, p, args, kwargs, call):
     x = next(t for t,o in zip(tensors((args,kwargs)),call.reads) if o.grid)
     def make(o, q):
         if not o.grid: return o.value.clone()
-        shape = list(o.value.shape)
-        for one,ax,side in zip(q.each,q.dims,p.sides(x)): shape[ax] = one.n_out(side, shape[ax])
+        shape = q.merged_shape(o.value.shape, p.sides(x))
         return put_right(o.value.new_empty(shape), o.value, o.grid, self.T, self.fill)
     return _with_tensors(call.result, map(make, call.makes, p.makes or [p]*len(call.makes)))
 
