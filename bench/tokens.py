@@ -73,12 +73,12 @@ def tokens(net, x):
     y = net.forward_features(x).mT
     return y.unflatten(-1, (math.isqrt(y.shape[-1]),)*2)
 
-def shifted_maps(net, x, T):
-    "Maps of `net` for all shifts of `x` by multiples of `T` pixels, side by side; the image's far edge is repeated"
-    n = patch//T
-    def shifted(i, j): return tokens(net, F.pad(x[...,T*i:,T*j:], (0,T*j,0,T*i), mode='replicate'))
-    rows = [torch.stack([shifted(i,j) for j in range(n)], -1).flatten(-2) for i in range(n)]
-    return torch.stack(rows, -2).flatten(-3, -2)
+class MapOf(nn.Module):
+    "The map of the last tokens of `net`, as a network"
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+    def forward(self, x): return tokens(self.net, x)
 
 def with_tokens(net, n, T=patch):
     "A copy of `net` with patches every `T` pixels, and positions for `n` x `n` of them"
@@ -92,7 +92,7 @@ def ways(net):
     half,wide = patch//2,with_tokens(net, 2*side//patch)
     def enlarged(x): return tokens(wide, F.interpolate(x, scale_factor=2, mode='bilinear'))
     res = {'native':(partial(tokens,net),patch,middle)}
-    res |= {f'shifts, at {T}':(partial(shifted_maps,net,T=T),T,middle) for T in (half,half//2)}
+    res |= {f'shifts, at {T}':(set_output_stride(MapOf(net),T),T,middle) for T in (half,half//2)}
     def lapped(T): return partial(tokens, with_tokens(net,(side-patch)//T+1,T))
     res |= {f'patches every {T} px':(lapped(T),T,middle) for T in (half,half//2)}
     return res | {'image twice as large':(enlarged,half,(half-1)/2)}
@@ -208,8 +208,6 @@ def main(
     cost = costs(nets[seeds[0]])
     cols = deepcopy(cost)
     for s,net in nets.items():
-        x = image([few(first_valid)[0]])
-        assert shifted_maps(net,x,patch//4)[...,::4,::4].equal(tokens(net,x)), 'the native tokens are not the same'
         found = where(net, range(first_valid,first_valid+n_where))
         for part in (found, heads_on(net,int(s),cost,n,n_valid,epochs,lr)):
             for k,row in part.items(): cols.setdefault(k,{}).update({f'{name} {s}':v for name,v in row.items()})
