@@ -241,15 +241,16 @@ def _tensors_in(ys):
 
 def _native_phase(y, n_images, n_phased):
     "Of `y`, which may have something for each of `n_phased` phases of images, that of the native ones"
-    return y[:n_images] if y.ndim and len(y)==n_phased else y
+    return y[:n_images] if y.ndim and y.shape[0]==n_phased else y
 
 def _merge_all(ys, x, p):
     "`ys`, each map merged as `p` says; of all else, the native phase"
     ts,put = _tensors_in(ys)
-    last,n_phased = _is_channels_last(x, p.dims),len(ts[0])
+    # a `len` would fix the batch where a network is exported
+    last,n_phased = _is_channels_last(x, p.dims),ts[0].shape[0]
     def merge_one(y, q):
         if q: return merge(_of_fewer(y,p,q), q, p.sides(x), last if q.dims==p.dims else None)
-        return _native_phase(y, len(x), n_phased)
+        return _native_phase(y, x.shape[0], n_phased)
     return put(map(merge_one, ts, _how_each(ts,p)))
 
 # %% ../nbs/02_phases.ipynb #c5dacafa
@@ -277,7 +278,7 @@ def _goes_in_turn(m): return '_at_once' in vars(m) and not m.training and not to
 
 def _in_turn(forward, args, x, p, at_once):
     "What `forward` makes of `args` when `at_once` phases of the map `x` run at a time, merged"
-    n_images,sides,rooms = len(x),p.sides(x),None
+    n_images,sides,rooms = x.shape[0],p.sides(x),None
     def run(starts):
         def split_some(x, p):
             phases = [_one_phase(x,p,o) for o in starts]

@@ -204,6 +204,13 @@ def exported(name):
 
 shapes = [(2,3,64,96),(2,3,96,64),(1,3,160,64),(3,3,128,128)]
 
+def test_a_module_by_phases_is_exported_with_a_free_batch():
+    "And with free sides; in an instant, where the whole nets below take their time"
+    m = set_output_stride(alive(nn.Sequential(nn.Conv2d(3,4,3,2,1), nn.Conv2d(4,4,3,2,1), SEModule(4,2))), 2)
+    batch,h,w = [torch.export.Dim(o,min=1,max=64) for o in ('batch','h','w')]
+    program = torch.export.export(m, (images(),), dynamic_shapes=({0:batch,2:4*h,3:4*w},))
+    for x in images(3,3,64,96),images(1,3,32,64): close(answer(program.module(),x), answer(m,x), 1e-5)
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', makers)
 def test_an_exported_net_is_right_for_other_batches_and_sides(name):
