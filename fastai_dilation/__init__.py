@@ -27,6 +27,7 @@ Modules:
 - `fastai_dilation.phases`: Split a finer map into the maps that the native network would see, run a module on them as it is, and merge what it makes
 - `fastai_dilation.pixels`: Resize a map to the image, with each value at the pixel that it is about
 - `fastai_dilation.pretrained`: fastai's XResNets with timm's ResNet-D weights, checked tensor by tensor
+- `fastai_dilation.resizes`: Resize a finer map so that each value stays at its place, wherever a network calls `F.interpolate`
 - `fastai_dilation.search`: Dilate the layers that are known, try the network, and run by phases what the trial finds
 - `fastai_dilation.strides`: The rule that says what becomes of each layer, and how to find the strides that it needs, in any network
 - `fastai_dilation.trial`: Run the changed network beside the native one, and see which module does not do what it did

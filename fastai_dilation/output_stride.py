@@ -16,8 +16,7 @@ Convs and pools are dilated. All else that reads more than one position is [foun
 
 # %% auto #0
 __all__ = ['how_to_put_a_pool', 'network_in', 'encoder_of', 'note_stride', 'network_of', 'in_numbers', 'set_output_stride',
-           'native_strides', 'get_output_stride', 'output_strides', 'global_pools', 'pool_over', 'InexactWarning',
-           'in_turn']
+           'native_strides', 'get_output_stride', 'output_strides', 'pool_over', 'InexactWarning', 'in_turn']
 
 # %% ../nbs/05_output_stride.ipynb #954f735d
 import importlib,inspect,warnings
@@ -136,8 +135,8 @@ def _refuse_late_layers(now, native, changed):
 # %% ../nbs/05_output_stride.ipynb #b7746b28
 def _shapes(net, sample, sides):
     "By name of a module, the shapes of its calls on an image with these `sides`"
-    try: return shapes_of(net, sample.resized(sides,'meta'), True)[0]
-    except Exception: return shapes_of(net, sample.resized(sides), False)[0] # it needs values
+    try: return shapes_of(net, sample.resized(sides,'meta'), True).calls
+    except Exception: return shapes_of(net, sample.resized(sides), False).calls # it needs values
 
 def _refuse_swapped_sides(net, strides):
     sample,sides = strides.sample,[8*S for S in as_tuple(strides.output,strides.sample.ndim)]
@@ -154,8 +153,8 @@ def _refuse_swapped_sides(net, strides):
                             'so strides that differ by axis cannot be followed')
 
 # %% ../nbs/05_output_stride.ipynb #59580301
-def _try_inside_then_whole(net, strides, T, x):
-    "Change what has to be inside of `net`, or run all of it by phases where that does not do; what was `Found`"
+def _try_all_ways(net, strides, T, x):
+    "Change what has to be inside of `net`; or run all of it by phases, or let it resize otherwise, where that does not do; what was `Found`"
     found = try_out(net, strides, T, x)
     if not found.lost: return found
     first = next(iter(found.lost)) # the modules around it are lost by it
@@ -164,9 +163,11 @@ def _try_inside_then_whole(net, strides, T, x):
     crashes = found.lost.get('') is not None
     if not crashes and _pools_would_do(net, T, x): return found
     snapshot = Snapshot(net)
-    whole = try_whole(net, strides, T, x)
-    if not whole: snapshot.put_back()
-    return whole or found
+    for way in (try_whole, try_resizing):
+        other = way(net, strides, T, x)
+        if other: return other
+        snapshot.put_back()
+    return found
 
 def _refuse_what_will_not_do(net, strides, T, found):
     _refuse_decoders(net, strides, T, found.phased, found.lost)
@@ -209,7 +210,7 @@ def _change(net, output_stride, x):
         _refuse_answers_that_do_not_grow(net, strides)
         axes_differ = isinstance(T,tuple) or isinstance(strides.output,tuple)
         if axes_differ: _refuse_swapped_sides(net, strides)
-        found = _try_inside_then_whole(net, strides, T, x)
+        found = _try_all_ways(net, strides, T, x)
         if found.lost: _refuse_what_will_not_do(net, strides, T, found)
         elif not any(is_changed(m) for m in net.modules()):
             raise CannotDilate(None, f'Nothing in this {type(net).__name__} can be changed: '
@@ -268,13 +269,6 @@ def output_strides(
     return native_strides(network_of(model), x).possible
 
 # %% ../nbs/05_output_stride.ipynb #f48d0f90
-def global_pools(net):
-    "Names of the outermost adaptive and grid pools"
-    def is_adaptive(cls): return 'Adaptive' in cls.__name__ and 'Pool' in cls.__name__ # fastai's, timm's too
-    def is_global(m): return isinstance(m,GridPool) or is_adaptive(type(m))
-    names = [n for n,m in net.named_modules() if is_global(m)]
-    return [n for n in names if not is_inside(parent(n), names)]
-
 def _as_grid_pool(pool, between):
     "Make a global `pool` a `GridPool`, in place"
     new = GridPool(pool, between)

@@ -149,6 +149,8 @@ class InPlace:
     "Mixed into the class of a module that exists"
     def __reduce_ex__(self, protocol):
         mixin,cls = type(self).__bases__
+        # a class made here has no name to be pickled by
+        while issubclass(cls,InPlace): mixin,cls = (*as_tuple(mixin),cls.__bases__[0]),cls.__bases__[1]
         # before Python 3.11
         state = self.__getstate__() if hasattr(self,'__getstate__') else self.__dict__
         return _rebuilt,(mixin,cls),state
@@ -179,7 +181,10 @@ def mixed(mixin, cls):
     if issubclass(cls, nn.Sequential): names['__getitem__'] = _slice
     return types.new_class(cls.__name__, bases, exec_body=lambda namespace: namespace.update(names))
 
-def _rebuilt(mixin, cls): return cls.__new__(mixed(mixin,cls))
+def _rebuilt(mixin, cls):
+    "An object of `cls` with `mixin` in front of it, or with several"
+    for o in reversed(as_tuple(mixin)): cls = mixed(o, cls)
+    return cls.__new__(cls)
 
 # %% ../nbs/02_phases.ipynb #224622c9
 def _map_to_split(args, p):

@@ -27,8 +27,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from .layers import *
-from .phases import *
 from .strides import *
+from .phases import *
+from .resizes import *
 
 # %% ../nbs/03_trial.ipynb #63128b0f
 # parts of the largest value
@@ -103,12 +104,12 @@ class _ForeignOps(TorchDispatchMode):
 
 # %% ../nbs/03_trial.ipynb #nat03
 class Natives:
-    "What a native network reads and makes of `xs`: the record, by name of a module, of each call; and foreign operations"
+    "What a native network reads and makes of `xs`: by name of a module the record of each call, and of each own resize; and foreign operations"
     def __init__(self, net, strides, xs,
         training=(), # names of the modules that are in training mode
     ):
         self.strides,self.xs,self.training = strides,xs,training
-        self.record,ops = defaultdict(list),_ForeignOps()
+        self.record,self.resizes,ops = defaultdict(list),defaultdict(list),_ForeignOps()
         cloned = PerTensor()
         def clones(o): return [cloned.get_or_make(t,Tensor.clone) for t in tensors(o)]
         def note(name, forward, *args, **kwargs):
@@ -117,14 +118,19 @@ class Natives:
             ops.stack.append(name)
             y = forward(*args, **kwargs)
             ops.stack.pop()
-            self.record[name][i] = self._noted(name, i, reads, clones(y), y)
+            self.record[name][i] = self._noted(strides.calls.get(name,[]), i, reads, clones(y), y)
             return y
-        with watched(net, note, training=training), ops: net(*xs)
+        def note_resize(name, i, forward, x, *args, **kwargs):
+            read = clones(x)
+            y = forward(x, *args, **kwargs)
+            calls = [o.call for o in strides.resizes.get(name,[])]
+            self.resizes[name].append(self._noted(calls, len(self.resizes[name]), read, clones(y), y))
+            return y
+        with watched(net, note, training=training, watch_resize=note_resize if strides.resizes else None), ops: net(*xs)
         self.foreign = ops.found
 
-    def _noted(self, name, i, reads, makes, y):
-        "The `Record` of call `i` of module `name`; `None` if nobody can tell how its tensors lie in the image"
-        calls = self.strides.calls.get(name, [])
+    def _noted(self, calls, i, reads, makes, y):
+        "The `Record` of call `i` of those in `calls`; `None` if nobody can tell how its tensors lie in the image"
         if i>=len(calls) or (len(reads),len(makes))!=(len(calls[i].reads),len(calls[i].makes)): return None
         return Record([*map(Noted,reads,calls[i].reads)], [*map(Noted,makes,calls[i].makes)], y)
 
@@ -162,12 +168,14 @@ class Trial:
         self.mended,self.lost,self.misfit,self.sides = {},{},None,{}
         self.right = PerTensor() # by a tensor that was put right: its native value
         self.wrong = PerTensor() # and by one that is wrong
-        self.n_calls = defaultdict(int) # by name of a module
+        self.n_calls = defaultdict(int) # by name of a module,
+        self.n_resizes = defaultdict(int) # and of its own resizes
         self.stack = [_Frame(None)]     # calls that are under way
         self.n_closed = 0               # and how many of them are of modules that are closed
 
     def run(self):
-        with watched(self.net, self.watch, training=self.natives.training):
+        watch_resize = self.watch_resize if any('_resizes' in vars(m) for m in self.modules.values()) else None
+        with watched(self.net, self.watch, training=self.natives.training, watch_resize=watch_resize):
             try: self.net(*self.natives.xs)
             except Exception as e: self.lost.setdefault('', e)
         # nobody can tell what the network answers
@@ -344,3 +352,24 @@ def _call(self:Trial, name, m, forward, args, kwargs):
         self.n_closed -= is_closed(m)
         self.stack.pop()
     return y,error,frame
+
+# %% ../nbs/03_trial.ipynb #59e1d88a
+@patch
+def _next_resize(self:Trial, name):
+    "What was noted of this resize of module `name`"
+    if self.n_closed: return None
+    i,noted = self.n_resizes[name],self.natives.resizes.get(name, [])
+    self.n_resizes[name] += 1
+    return noted[i] if i<len(noted) else None
+
+@patch
+def watch_resize(self:Trial, name, i, forward, x, *args, **kwargs):
+    "What resize `i` of a call of module `name` makes, put right if it is at the native positions"
+    y,call = forward(x, *args, **kwargs),self._next_resize(name)
+    if call is None or not self._all_right([x],call.reads): return y
+    how = vars(self.modules[name]).get('_resizes',{i:None})[i]
+    if how:
+        line = on_native_line(call.reads[0].value, x.shape, how, mode_of(x,*args,**kwargs))
+        judged = forward(line, *args, **kwargs)
+    else: judged = y
+    return self._put_all_right(y, call.makes) if self._all_right([judged],call.makes) else y
