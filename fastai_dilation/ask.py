@@ -47,11 +47,16 @@ LastMap = namedtuple('LastMap', [
 ])
 
 def last_maps(net, strides, xs, names):
-    "By native stride, in the order in which they are made: the `LastMap` of those that the modules `names` make of `xs`"
-    found,n_calls = {},defaultdict(int)
+    "By native stride, in the order in which they are made: the `LastMap` of those that the modules `names` make of `xs`, up to the first resize of a finer one"
+    found,n_calls,is_resized = {},defaultdict(int),False
+    def note_resize(name, i, forward, *args, **kwargs):
+        nonlocal is_resized
+        hows = vars(net.get_submodule(name)).get('_resizes', {i:None})
+        is_resized = is_resized or bool(hows[i] and hows[i].reads!=1)
+        return forward(*args, **kwargs)
     def note(name, forward, *args, **kwargs):
         y = forward(*args, **kwargs)
-        if name not in names: return y
+        if is_resized or name not in names: return y
         grids = strides.calls[name][n_calls[name]].makes
         n_calls[name] += 1
         for S in {o.stride for o in grids if is_map(o)}:
@@ -59,7 +64,7 @@ def last_maps(net, strides, xs, names):
             found[S] = LastMap(name, tensors(y), grids)
         return y
     try:
-        with watched(net, note): net(*xs)
+        with watched(net, note, watch_resize=note_resize): net(*xs)
     except Exception as e:
         what = tuple(tensors(xs)[0].shape)
         raise ValueError(f'This {type(net).__name__} does not run on {what}: {e}') from e
@@ -186,7 +191,8 @@ class Becomes(namedtuple('Becomes', [
     'apart',  # its taps are so many times as far apart
     'phases', # it runs by so many, on each axis
     'outer',  # as one with this module around it ('' is the whole network); `None` if by itself
-], defaults=[1,1,1,(),None])):
+    'places', # what it does at the native positions of finer maps: 'resizes', 'reads', or nothing
+], defaults=[1,1,1,(),None,''])):
     "What becomes of a layer; `str` puts it into words"
     @property
     def is_traded(self): return self.own!=self.stride
@@ -202,11 +208,18 @@ class Becomes(namedtuple('Becomes', [
         phased = f'by {by} phases' if self.is_by_phases else ''
         around = f'`{self.outer}`' if self.outer else 'the whole network'
         outer = '' if self.outer is None else f', with {around}'
-        return (', '.join(filter(None,(traded,apart,phased))) or 'as it is')+outer
+        at_places = f'{self.places} at the native positions' if self.places else ''
+        return (', '.join(filter(None,(traded,apart,phased,at_places))) or 'as it is')+outer
 
 
 # %% ../nbs/07_ask.ipynb #ex09b3
-def _what_becomes(name, strides, plan, phased):
+def _in_decoder(net):
+    "By name of a module that resizes finer maps, or pools the native positions of one: 'resizes' or 'reads'"
+    modules = dict(net.named_modules())
+    resize = {n:'resizes' for n,m in modules.items() if any(vars(m).get('_resizes',()))}
+    return resize | {n:'reads' for n,m in modules.items() if isinstance(m,GridPool) and m.spacing!=1}
+
+def _what_becomes(name, strides, plan, phased, places):
     "What `Becomes` of the layer `name`"
     outer = next((o for o in phased if is_inside(name,[o])), None)
     if outer is not None:
@@ -215,7 +228,7 @@ def _what_becomes(name, strides, plan, phased):
         return Becomes(p.stride, p.kept, phases=phases, outer=around)
     own = strides.own.get(name, 1)
     dilation,stride = plan.get(name, (1,own))
-    return Becomes(own, stride, apart=dilation)
+    return Becomes(own, stride, apart=dilation, places=places.get(name,''))
 
 
 # %% ../nbs/07_ask.ipynb #2fa88bee
@@ -267,14 +280,14 @@ def explain(
     T = _in_numbers(net, output_stride, strides, x)
     with Snapshot(net):
         set_output_stride(net, T, x)
-        phased = phases_in(net)
+        phased,places = phases_in(net),_in_decoder(net)
     plan = make_plan(strides, T)
     def pixels(strides): return ', '.join(map(in_words,strides))
     def row(name):
         what = _layer_name(net.get_submodule(name))
         reads,makes = pixels(strides.reads(name)),pixels(strides.makes(name))
-        return Layer(name, what, reads, makes, _what_becomes(name, strides, plan, phased))
-    return Table(row(n) for n in strides.calls if n in strides.own or n in phased)
+        return Layer(name or '(itself)', what, reads, makes, _what_becomes(name,strides,plan,phased,places))
+    return Table(row(n) for n in strides.calls if n in strides.own.keys()|phased.keys()|places.keys())
 
 # %% ../nbs/07_ask.ipynb #28a5c323
 def multiply_adds(

@@ -238,8 +238,10 @@ def set_output_stride(
 
 # %% ../nbs/05_output_stride.ipynb #tell04
 def _tell_strides(net, T):
-    "Let timm's `feature_info` say what strides the maps have"
+    "Let timm's `feature_info`, and the encoders of segmentation_models, say what strides the maps have"
     for m in net.modules():
+        if is_whole_number(vars(m).get('_output_stride')): # theirs, for all axes at once
+            change(m, _output_stride=max(as_tuple(by_axis(min,m._output_stride,T))))
         if not hasattr(m,'feature_info'): continue
         new = deepcopy(m.feature_info)
         levels = new if isinstance(new,list) else getattr(new,'info',None)

@@ -13,9 +13,7 @@ __all__ = ['Resize', 'read_along', 'resized', 'on_native_line', 'mode_of', 'OwnR
 
 # %% ../nbs/02a_resizes.ipynb #a46d0e75
 from collections import namedtuple
-from functools import partial
 import torch
-from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from .layers import *
@@ -124,7 +122,7 @@ class OwnResizes(TorchFunctionMode):
 def _natively(x, *args, **kwargs):
     # no mode further out counts it
     with torch._C.DisableTorchFunction(): y = F.interpolate(x, *args, **kwargs)
-    return y.as_subclass(type(x))
+    return y if type(y) is type(x) else y.as_subclass(type(x)) # fastai's images stay images
 
 class Resizing(InPlace):
     "A module whose `forward` resizes maps at their native positions"
@@ -145,7 +143,8 @@ class Resizing(InPlace):
     def extra_repr(self):
         own = super().extra_repr()
         finer = [o for o in self._resizes if o]
-        words = f'resizes at native positions: {", ".join(f"{o.reads} to {o.makes}" for o in finer)} times as fine' if finer else ''
+        to = ', '.join(f'{o.reads} -> {o.makes}' for o in finer)
+        words = f'resizes at native positions: {to} times as fine' if finer else ''
         return ', '.join(filter(None, (own,words)))
 
 # %% ../nbs/02a_resizes.ipynb #456900d8

@@ -50,6 +50,21 @@ def restored(net):
     for name,m in net.named_modules(): restore(m, name)
     return net
 
+# %% ../nbs/04_search.ipynb #a0c868dd
+def _apply_to_decoder(net, decoder, phased):
+    for name,hows in decoder.resizes.items():
+        if is_inside(name, phased): hows = [None]*len(hows) # it sees native maps
+        let_resize(net.get_submodule(name), hows)
+    for name,finer in decoder.pools.items():
+        pool = net.get_submodule(name)
+        if not is_inside(name, phased): change(pool, __class__=GridPool, pool_type=type(pool), spacing=finer, between=False)
+
+def _may_share(a, b):
+    "Do the modules `a` and `b` run by the same phases, with the sides of the map kept?"
+    both = isinstance(a,Phased) and isinstance(b,Phased)
+    return both and phases_of(a)==phases_of(b) and phases_of(a).keeps_map
+
+# %% ../nbs/04_search.ipynb #9cb0f0df
 def apply_plan(net, plan, phased, decoder=Decoder()):
     "Dilate the layers of `plan`, and run those of `phased` by phases, with one split for neighbours; and what a `decoder` needs"
     for name,(dilation,stride) in plan.items():
@@ -58,20 +73,11 @@ def apply_plan(net, plan, phased, decoder=Decoder()):
         change(m, **kind_of(m).settings(m, dilation, stride))
         has_two_axes = len(as_tuple(dilation))<3 # a conv of frames may have three, with the batch's
         if dilation!=1 and has_two_axes and is_plain_depthwise(m): let_run_by_phases(m, dilation)
-    for name,hows in decoder.resizes.items():
-        let_resize(net.get_submodule(name), [None]*len(hows) if is_inside(name,phased) else hows)
-    for name,finer in decoder.pools.items():
-        pool = net.get_submodule(name)
-        if not is_inside(name, phased): change(pool, __class__=GridPool, pool_type=type(pool), spacing=finer, between=False)
+    _apply_to_decoder(net, decoder, phased)
     for name,p in phased.items(): run_by_phases(net.get_submodule(name), p)
     for name in {parent(o) for o in phased}-{''}:
         m = net.get_submodule(name)
         if is_sequential(m) and any(_may_share(a,b) for a,b in itertools.pairwise(m)): join_runs(m)
-
-def _may_share(a, b):
-    "Do the modules `a` and `b` run by the same phases, with the sides of the map kept?"
-    both = isinstance(a,Phased) and isinstance(b,Phased)
-    return both and phases_of(a)==phases_of(b) and phases_of(a).keeps_map
 
 # %% ../nbs/04_search.ipynb #13edbe08
 class Search:
@@ -519,17 +525,21 @@ def try_out(net, strides, T, x=None, decoder=Decoder()):
     return found._replace(untried=found.untried+untried, decoder=decoder)
 
 # %% ../nbs/04_search.ipynb #aeeba3d3
-def _phases_of_whole(net, natives, T):
-    "`Phases` by which all of `net` may run, if it makes maps alone and a finer one"
-    call = natives.record[''][0]
-    makes_maps = call is not None and all(is_map(o.grid) for o in call.makes)
-    makes_finer = makes_maps and any(is_finer(o.grid.stride,T) for o in call.makes)
-    return how_by_phases('',net,call,natives.strides,T) if makes_finer else None
+def _answers(strides):
+    "Grids of what the network makes"
+    return [g for c in strides.calls.get('',()) for g in c.makes]
+
+def _makes_finer_maps(strides, T):
+    "Does the network make maps alone, and a finer one at output stride `T`?"
+    grids = _answers(strides)
+    return all(map(is_map,grids)) and any(is_finer(g.stride,T) for g in grids)
 
 def try_whole(net, strides, T, x=None):
     "Run all of `net` by phases; returns what was `Found`, or `None` if it cannot"
+    if not _makes_finer_maps(strides, T): return None
     evaluated = _natives_of_first(restored(net), strides, T, x)
-    p = _phases_of_whole(net, evaluated[0], T)
+    call = evaluated[0].record[''][0]
+    p = how_by_phases('', net, call, strides, T) if call else None
     if p is None: return None
     apply_plan(net, {}, {'':p})
     trials = [Trial(net, T, o).run() for o in evaluated]
@@ -570,13 +580,17 @@ def _pools_in_lost(net, strides, T, found):
     return {n:o for n,o in finer.items() if o!=1}
 
 # %% ../nbs/04_search.ipynb #74dc47c0
+def _answers_as_natively(strides, T):
+    "Does the network make a map, and none that is finer at output stride `T`?"
+    grids = [g for g in _answers(strides) if g is not None] # a class for the whole image may stand beside it
+    return len(grids)>0 and all(is_map(g) and not is_finer(g.stride,T) for g in grids)
+
 _most_rounds = 4 # a pool behind another one is found in the next round
 
 def try_resizing(net, strides, T, x=None):
     "Trade strides of `net`, with its resizes at the native positions; returns what was `Found`, or `None` if that does not do"
-    answers = [g for c in strides.calls.get('',()) for g in c.makes]
-    are_as_natively = answers and all(is_map(g) and not is_finer(g.stride,T) for g in answers)
-    decoder = Decoder(_resizes_at(restored(net),strides,T)) if are_as_natively else Decoder()
+    if not _answers_as_natively(strides, T): return None
+    decoder = Decoder(_resizes_at(restored(net), strides, T))
     if not decoder.resizes: return None
     for _ in range(_most_rounds):
         found = try_out(restored(net), strides, T, x, decoder)
