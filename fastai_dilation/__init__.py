@@ -19,6 +19,7 @@ Modules:
 - `fastai_dilation.checkpointing`: Train at a finer stride with the memory of a coarser one
 - `fastai_dilation.deeplab`: A learner whose dilation rates follow the output stride, for each body that can be dilated
 - `fastai_dilation.demo`: The demo: ImageNet weights on photos, and small networks on handwritten digits, at output strides from 32 to 4
+- `fastai_dilation.detectors`: Tell the core where the strides of a whole detector are, and its pooler that they have changed
 - `fastai_dilation.evaluate`: Accuracy, time, memory, and where the accuracy goes
 - `fastai_dilation.holders`: Tell the core of fastai's `Learner` and U-Net
 - `fastai_dilation.layers`: Pools with a distance between their taps, and what has to be known of each kind of layer to trade its stride for dilation

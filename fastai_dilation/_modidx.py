@@ -132,6 +132,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fastai_dilation.demo.scene_dls': ('demo.html#scene_dls', 'fastai_dilation/demo.py'),
                                       'fastai_dilation.demo.see': ('demo.html#see', 'fastai_dilation/demo.py'),
                                       'fastai_dilation.demo.segment': ('demo.html#segment', 'fastai_dilation/demo.py')},
+            'fastai_dilation.detectors': {'fastai_dilation.detectors._': ('detectors.html#_', 'fastai_dilation/detectors.py')},
             'fastai_dilation.evaluate': { 'fastai_dilation.evaluate._Tick': ('evaluate.html#_tick', 'fastai_dilation/evaluate.py'),
                                           'fastai_dilation.evaluate._Tick.__init__': ( 'evaluate.html#_tick.__init__',
                                                                                        'fastai_dilation/evaluate.py'),

@@ -58,7 +58,8 @@ def encoder_of(net):
 def note_stride(model, output_stride): "Called when the network in `model` was changed, for what a holder has to note"
 
 # %% ../nbs/05_output_stride.ipynb #03686fa9
-_holders = {'fastai':'fastai_dilation.holders'} # by package: the module that tells of its classes
+# by package: the module that tells of its classes
+_holders = {'fastai':'fastai_dilation.holders', 'torchvision':'fastai_dilation.detectors'}
 
 def _meet(model):
     "Import what tells of the class of `model`, if something does"

@@ -275,3 +275,37 @@ def test_a_well_known_model_changes_its_stride(name):
 def test_a_decoder_of_transposed_convs_is_refused():
     "Linknet's; the words name its conv, and the encoder"
     with pytest.raises(CannotDilate, match='decoder.blocks.0.block.1.0.*`encoder` alone'): set_output_stride(alive(smps('Linknet')), 8)
+
+# Detectors
+
+def test_a_whole_detector_changes_its_body_and_its_pooler_forgets_its_scales():
+    "A body without a pyramid: one map, natively of stride 8"
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.ops import MultiScaleRoIAlign
+    net = nn.Sequential(*body(), nn.Conv2d(8,8,3,2,1))
+    net.out_channels = 8
+    kw = dict(rpn_anchor_generator=AnchorGenerator(((16,),),((1.,),)), box_roi_pool=MultiScaleRoIAlign(['0'],3,2), box_head=nn.Sequential(nn.Flatten(),nn.Linear(72,1024)))
+    m = FasterRCNN(net, 2, min_size=64, max_size=64, **kw).eval()
+    pooler = m.roi_heads.box_roi_pool
+    def scales():
+        with torch.no_grad(): m([torch.rand(3,64,64)])
+        return pooler.scales
+    assert scales()==[1/8]
+    assert set_output_stride(m, 4) is m and get_output_stride(m)==4
+    assert scales()==[1/4]
+    with pytest.raises(CannotDilate): set_output_stride(m, 5)
+    set_output_stride(m, 8)
+    assert scales()==[1/8]
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['fasterrcnn_resnet50_fpn','retinanet_resnet50_fpn','maskrcnn_resnet50_fpn'])
+def test_a_well_known_detector_detects_at_a_finer_stride(name):
+    "Its body is exact; its pooler takes the new scales"
+    m = alive(tvm.detection.__dict__[name](weights=None, weights_backbone=None, min_size=128, max_size=160)).eval()
+    xs = [torch.rand(3,128,160)]
+    with torch.no_grad(): m(xs)
+    assert grid_error(m, 8)<1e-4
+    set_output_stride(m, 8)
+    with torch.no_grad(): m(xs)
+    if hasattr(m,'roi_heads'): assert m.roi_heads.box_roi_pool.scales==[1/4,1/8,1/8,1/8]
