@@ -56,7 +56,7 @@ def test_it_refuses_and_warns_as_the_change_does():
         def __init__(self):
             super().__init__()
             self.body = nn.Sequential(*[nn.Conv2d(3 if i==0 else 4, 4, 3, 2, 1) for i in range(3)])
-        def forward(self, x): return nn.functional.interpolate(self.body(x), x.shape[2:], mode='bilinear')
+        def forward(self, x): return nn.functional.interpolate(self.body(x), x.shape[2:], mode='bicubic')
     with pytest.warns(InexactWarning): explain(Resizes(), 4)
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ class Resizes(nn.Module):
     def __init__(self):
         super().__init__()
         self.convs = nn.Sequential(*[nn.Conv2d(i,8,3,2,1) for i in (3,8,8,8)])
-    def forward(self, x): return nn.functional.interpolate(self.convs(x), x.shape[2:], mode='bilinear')
+    def forward(self, x): return nn.functional.interpolate(self.convs(x), x.shape[2:], mode='bicubic')
 
 def test_a_warning_has_the_name_that_was_given(learn):
     "Once, and of the same category"

@@ -4,6 +4,9 @@ from functools import partial
 from pathlib import Path
 from torch import nn
 from fastai.vision.models import xresnet
+from fastai_dilation.layers import as_tuple, phases_in
+from fastai_dilation.resizes import mode_of, on_native_line
+from fastai_dilation.strides import is_inside, watched
 
 names = [o for o in xresnet.__all__ if o.startswith(('xresnet','xresnext','xse_')) and o!='xsenet154']
 
@@ -115,3 +118,29 @@ def said(f, *args, **kwargs):
         warnings.simplefilter('always')
         f(*args, **kwargs)
     return [str(o.message) for o in ws if issubclass(o.category, InexactWarning)]
+
+def resizes_of(net, x):
+    "By name of a module that resizes maps, for each of its resizes: what it read, the call, what it made, and its mode"
+    found = {}
+    def note(name, i, forward, x, *args, **kwargs):
+        read,y = x.clone(),forward(x, *args, **kwargs)
+        call = lambda x: forward(x, *args, **kwargs)
+        found.setdefault(name,[]).append((read, call, y.clone(), mode_of(x,*args,**kwargs)))
+        return y
+    with watched(net, lambda name,forward,*args,**kwargs: forward(*args,**kwargs), watch_resize=note): net(x)
+    return found
+
+def each_resize_is_native(native, changed, x, most=1e-6):
+    "Given a finer map with nothing new in it, each resize of `changed` makes what the `native` net does; the largest difference"
+    before,after,errors = resizes_of(native,x),resizes_of(changed,x),[]
+    phased = phases_in(changed)
+    for name in [o for o in after if not is_inside(o,phased)]:
+        hows = changed.get_submodule(name)._resizes
+        for how,(its_read,_,want,_),(read,call,_,mode) in zip(hows, before[name], after[name]):
+            if how is None: continue
+            y = call(on_native_line(its_read, read.shape, how, mode))
+            y = y[(..., *[slice(None,None,o) for o in as_tuple(how.makes,y.ndim-2)])]
+            assert y.shape==want.shape, name
+            errors.append(((y-want).abs().max()/want.abs().max()).item())
+    assert errors and max(errors)<most
+    return max(errors)
