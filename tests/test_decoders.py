@@ -30,7 +30,8 @@ def test_a_finer_map_with_nothing_new_in_it_gives_the_native_answer(data):
     how,shape = Resize(reads,makes),(1,2,*[n*r-o for n,r,o in zip(sides,reads,lacking)])
     factors = by_axis(st.integers(1,4))
     by_factor = data.draw(st.booleans())
-    want = F.interpolate(native, scale_factor=factors if by_factor else None, size=None if by_factor else [n*f for n,f in zip(sides,factors)], **kw)
+    natively = dict(scale_factor=factors) if by_factor else dict(size=[n*f for n,f in zip(sides,factors)])
+    want = F.interpolate(native, **natively, **kw)
     to = dict(scale_factor=factors) if by_factor else dict(size=[n*m for n,m in zip(want.shape[2:],makes)])
     made = resized(on_native_line(native,shape,how,mode), how, **to, **kw)
     found = made[(...,*[slice(None,None,m) for m in makes])]
@@ -99,7 +100,9 @@ class TwoHeads(InForward):
         return dict(out=to(self.head(y),x,mode='bilinear'), aux=to(self.aux(y),x), label=y.mean((2,3)))
 
 def upsampled(mode='nearest', **kw):
-    return nn.Sequential(body(), deep(), nn.Upsample(scale_factor=4,mode=mode,**kw), nn.Conv2d(8,4,3,padding=1), nn.Upsample(scale_factor=4,mode='bilinear'))
+    "By modules"
+    first,last = nn.Upsample(scale_factor=4,mode=mode,**kw),nn.Upsample(scale_factor=4,mode='bilinear')
+    return nn.Sequential(body(), deep(), first, nn.Conv2d(8,4,3,padding=1), last)
 
 small = dict(in_forward=InForward, with_skip=WithSkip, pyramid=Pyramid, pooled=Pooled, two_heads=TwoHeads, upsampled=upsampled,
     linear_upsampled=partial(upsampled,'bilinear',align_corners=True))
@@ -213,7 +216,7 @@ def test_transposed_convs_and_shuffled_pixels_are_refused():
 
 def torchvisions(name, **kw): return getattr(tvm.segmentation,name)(weights=None, weights_backbone=None, **kw)
 def smps(name, encoder='resnet18', **kw):
-    smp = pytest.importorskip('segmentation_models_pytorch')
+    import segmentation_models_pytorch as smp
     return getattr(smp,name)(encoder, encoder_weights=None, classes=3, **kw)
 
 # how it is made, its stride, and sides on which it runs
@@ -256,9 +259,9 @@ def test_a_whole_detector_changes_its_body_and_its_pooler_forgets_its_scales():
     from torchvision.ops import MultiScaleRoIAlign
     net = nn.Sequential(*body(), nn.Conv2d(8,8,3,2,1))
     net.out_channels = 8
-    kw = dict(rpn_anchor_generator=AnchorGenerator(((16,),),((1.,),)), box_roi_pool=MultiScaleRoIAlign(['0'],3,2), box_head=nn.Sequential(nn.Flatten(),nn.Linear(72,1024)))
+    anchors,pooler = AnchorGenerator(((16,),),((1.,),)),MultiScaleRoIAlign(['0'],3,2)
+    kw = dict(rpn_anchor_generator=anchors, box_roi_pool=pooler, box_head=nn.Sequential(nn.Flatten(),nn.Linear(72,1024)))
     m = FasterRCNN(net, 2, min_size=64, max_size=64, **kw).eval()
-    pooler = m.roi_heads.box_roi_pool
     def scales():
         with torch.no_grad(): m([torch.rand(3,64,64)])
         return pooler.scales
