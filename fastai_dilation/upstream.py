@@ -138,7 +138,7 @@ xrn50 = Change('11_vision.models.xresnet', 'def _xresnet(',
     sd = {k:v for k,v in sd.items() if fits(k)}
     m.load_state_dict(sd, strict=False)
     rand = [k for k,_ in m.named_parameters() if k not in sd and not k.startswith('11.')] # a new head is no surprise
-    if rand: warn(f'Only xresnet50 is pretrained: {len(rand)} parameters stay random, from {rand[0]} on')
+    if rand: warn(f'Only a plain xresnet50 has weights: {len(rand)} parameters stay random, from {rand[0]} on')
 
 def _xresnet(''',
         '    # TODO pretrain all sizes. Currently will fail with non-xrn50\n':
@@ -206,8 +206,8 @@ res_block = Change('01_layers', 'class ResBlock(Module)',
         if first!=dilation and pool is not AvgPool: \
 raise NotImplementedError('Only an `AvgPool` shortcut can be dilated')
         def dil(d): # with the `padding` that keeps the size of the map, unless there is one
-            same = {} if d==1 or 'padding' in kwargs else dict(padding=np.multiply(d, (ks-1)//2).tolist())
-            return dict(dilation=d, **same)
+            return dict(dilation=d) if d==1 or 'padding' in kwargs else \
+dict(dilation=d, padding=np.multiply(d, (ks-1)//2).tolist())
 ''',
         'groups=ni if dw else groups, ':
         'groups=ni if dw else groups, **dil(first), ',
@@ -249,18 +249,18 @@ xres_net = Change('11_vision.models.xresnet', 'class XResNet(nn.Sequential)',
         "act_cls,ndim,ks,output_stride')",
         # what a stage is given
         'block_szs, sa, stride, **kwargs):\n':'''block_szs, sa, stride, **kwargs):
-        T = getattr(self, 'output_stride', None)
-        native = [] if T is None else [stride**(i+2) for i in range_of(layers)] # output stride of each stage
-        if T not in (None,*native): raise ValueError(f'`output_stride` can be one of {native}, not {T!r}')
-        def dil(i): # of a stage beyond `output_stride`, and of the one before
-            return {} if T is None or native[i]<=T else \
-dict(dilation=native[i]//T, first_dilation=max(1, native[i-1]//T))
+        target = getattr(self, 'output_stride', None)
+        native = [] if target is None else [stride**(i+2) for i in range_of(layers)] # output stride of each stage
+        if target not in (None,*native): raise ValueError(f'`output_stride` can be one of {native}, not {target!r}')
+        def dil(i): # of a stage beyond `target`, and of the one before
+            if target is None or native[i]<=target: return {}
+            return dict(dilation=native[i]//target, prev_dilation=max(1, native[i-1]//target))
 ''',
         'stride=1 if i==0 else stride, sa=sa and i==len(layers)-4, **kwargs)':
         'stride=1 if i==0 or dil(i) else stride, sa=sa and i==len(layers)-4, **dil(i), **kwargs)',
         # what its blocks are given
-        'blocks, stride, sa, **kwargs):\n':'''blocks, stride, sa, first_dilation=None, **kwargs):
-        first = {} if first_dilation is None else dict(first_dilation=first_dilation)
+        'blocks, stride, sa, **kwargs):\n':'''blocks, stride, sa, prev_dilation=None, **kwargs):
+        first = {} if prev_dilation is None else dict(first_dilation=prev_dilation)
 ''',
         'ndim=self.ndim, ks=self.ks, **kwargs)':
         'ndim=self.ndim, ks=self.ks, **({} if i else first), **kwargs)'},

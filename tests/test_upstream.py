@@ -300,6 +300,7 @@ def uses():
     say('own_init', lambda: OwnInit(ResBlock, four[:2]))
     say('stride_by_axis', lambda: narrow(XResNet, ResBlock, 1, four, stride=(2,1)))
     say('pool_of_another_kind', lambda: narrow(XResNet, ResBlock, 4, four, pool=MaxPool))
+    say('dilated_conv_layer', lambda: ConvLayer(3, 8, dilation=2))
     def block(name, **kwargs): say(name, lambda: ResBlock(1, 8, 8, **kwargs), 8)
     block('dilation_by_axis', dilation=(1,2), padding=(1,2))
     block('stride_and_dilation', stride=2, dilation=2, padding=2)
@@ -307,6 +308,7 @@ def uses():
     block('dilated_1x1', dilation=2, ks=1)
     block('dilated_1x1_by_axis', stride=2, dilation=(2,1), ks=1)
     block('ks_by_axis', ks=(3,5), padding=(1,2))
+    block('transposed', transpose=True, ks=1)
     block('reflected', padding_mode='reflect')
     block('no_padding_given', padding=None)
 
@@ -403,14 +405,21 @@ def test_hard_use_of_the_patched_fastai(trees):
 
 def errors():
     "What cannot be is refused in words"
-    from fastai.vision.all import MaxPool, ResBlock, create_unet_model, create_vision_model, partial
+    from fastai.vision.all import MaxPool, ResBlock, create_unet_model, create_vision_model, nn, partial
     from fastai.vision.all import resnet18, xresnet18
+    from fastai.vision.models.xresnet import XResNet
+    class OwnLayers(XResNet):
+        "It does not know that the first block of a stage is dilated in another way"
+        def _make_layer(self, ni, nf, blocks, stride, sa, **kwargs):
+            return nn.Sequential(self.block(1, ni, nf, stride, **kwargs), self.block(1, nf, nf, **kwargs))
     for T in (12,2,1,64,0,-8,'8',8.5,True,[8]):
         words = f'`output_stride` can be one of [4, 8, 16, 32], not {T!r}'
         with expect_fail(ValueError, words): xresnet18(output_stride=T)
     kw = dict(dilation=2, first_dilation=1, pool=MaxPool)
     with expect_fail(NotImplementedError, 'Only an `AvgPool` shortcut'): ResBlock(1, 8, 8, **kw)
     with expect_fail(NotImplementedError, 'Only an `AvgPool` shortcut'): xresnet18(output_stride=8, pool=MaxPool)
+    OwnLayers(ResBlock, 1, [2,2,2,2])
+    with expect_fail(TypeError, "'prev_dilation'"): OwnLayers(ResBlock, 1, [2,2,2,2], output_stride=8)
     for f in (partial(create_vision_model, n_out=5), partial(create_unet_model, n_out=5, img_size=(64,64))):
         words = "ResNet.__init__() got an unexpected keyword argument 'output_stride'"
         with expect_fail(TypeError, words): f(resnet18, pretrained=False, output_stride=8)
