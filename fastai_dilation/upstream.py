@@ -4,7 +4,8 @@
 
 An XResNet halves the resolution five times.
 To segment or detect, one wants larger maps with the same weights: stride 1 instead of 2, and the taps of
-  later convs twice as far apart ([DeepLab](https://arxiv.org/abs/1606.00915)).
+  later convs twice as far apart. [DeepLabV3](https://arxiv.org/abs/1706.05587) reports a mIoU of 70.1, 73.9 and
+  75.2 on VOC at output strides of 32, 16 and 8 (ResNet-50).
 
 ```python
 xresnet34(output_stride=8)
@@ -49,7 +50,7 @@ Accuracy in percent on 450 handwritten digits of 128 px: a half-width xresnet18,
 | not dilated | 97.8 | 97.1 | 97.8 | 93.8 | 94.2 |
 | none | 97.8 | 95.8 | 93.8 | 81.3 | 68.0 |
 
-Over the native positions nothing is lost. Over the whole map there is a rest: a classifier's head averages
+Over the native positions nothing is lost. Over the whole map a little is: a classifier's head averages
   all positions, and at 8, 87 of the 256 lie beyond the last native one, where training never looked.
 
 With ImageNet weights, as was asked in the thread: EfficientNet-Lite0 on 1,000 photos, one of each class, is
