@@ -36,7 +36,8 @@ Networks that do not ask are built as they were: the same random numbers, the sa
 
 Not exact are squeeze-and-excitation and self-attention, which read the whole map. Such networks run.
 
-Larger maps cost time: xresnet34 at 224 px takes 1.3 to 1.5 times as long at 16, 3 times at 8, 12 times at 4.
+Larger maps cost time: xresnet34 at 224 px takes 1.2 to 1.5 times as long at 16, about 3 times at 8, and 10 to
+  12 times at 4.
 
 ## Accuracy
 
@@ -353,7 +354,7 @@ Accuracy in percent, on digits of 128 px, trained at 32; over the whole map, or 
 
 {_table}
 
-It is small (+38 -11 lines). What does not ask for it stays as it is, bit for bit. An xresnet34 takes 3 times as long at 8.
+It is small (+38 -11 lines). What does not ask for it stays as it is, bit for bit. At 8 it takes 3 times as long.
 
 Maintainers: would you merge it, as an argument of `XResNet` and `vision_learner`, like timm's? With
   squeeze-and-excitation or self-attention it is not exact: allow or refuse that?
