@@ -31,7 +31,7 @@ deeplab: DeepLabV3 and V3+
 evaluate: accuracy, time, memory
 demo: what is in a photo, and where?
 check: can this network be dilated?""".split('\n')}
-start,contribute = {'tutorials/start':'Getting started'},{'CONTRIBUTING':'How to contribute', '90_upstream':'The pull request into fastai',
+start,contribute = {'tutorials/start':'Getting started'},{'CONTRIBUTING':'How to contribute', '90_upstream':'The pull requests into fastai',
     'CHANGELOG':'Changes'}
 
 def readme():

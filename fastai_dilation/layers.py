@@ -205,7 +205,7 @@ def _is_spacing(m, name):
 
 class SpacedKind(Kind):
     "What says itself how fine its map is, in its `spacing`"
-    def _attr(self, m): return 'dilation' if type(m).__name__=='DilatedAvgPool' else 'spacing'
+    def _attr(self, m): return 'dilation' if type(m).__name__=='_DilatedAvgPool' else 'spacing'
     def knows(self, m): return _is_spacing(m, self._attr(m))
     def stride(self, m): return 1
     def settings(self, m, dilation, stride=1):

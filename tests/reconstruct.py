@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from shutil import copytree
 from fastcore.nbio import mk_cell, write_nb
-from fastai_dilation.upstream import main
+from fastai_dilation import upstream
 
 lib = Path(find_spec('fastai').origin).parent
 def git(*args, cwd):
@@ -38,15 +38,31 @@ def notebook(py, mod):
         cells.append(mk_cell(f"#| export{'i' if names and not names & alls else ''}\n{src}", id=top.split('#')[-1]))
     return dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)
 
+def prose(nb, cells):
+    "Cells for what changes of `nb` edit and no one of `cells` has: the installed fastai has no prose"
+    changes = [o for patch in upstream.patches for o in patch.changes if f'nbs/{o.nb}.ipynb'==nb]
+    lost = [o for o in changes if not any(o.words in c['source'] for c in cells)]
+    return [mk_cell(' '.join([o.words,*o.edits]), 'markdown') for o in lost]
+
+def check_is_released(dest):
+    "The tests compare the released fastai with the patched one"
+    there = [o.branch for o in upstream.patches if upstream._has(dest,o)]
+    if not there: return
+    raise RuntimeError(f'The fastai in {lib} has patches already: {", ".join(there)}. '
+        'Run this in an environment that has the released one (pip install --force-reinstall --no-deps fastai)')
+
 def reconstruct(dest):
-    "Make a checkout of the installed fastai in the new folder `dest`"
+    "Make a checkout of the installed fastai, which has to be the released one, in the new folder `dest`"
     dest = Path(dest)
     copytree(lib, dest/'fastai', ignore=lambda d,fs: [o for o in fs if o=='__pycache__'])
     for py in sorted((dest/'fastai').rglob('*.py')):
         if 'File to edit: ' not in py.read_text(encoding='utf-8')[:5000]: continue
         nb = dest/nb_of(py)
         nb.parent.mkdir(parents=True, exist_ok=True)
-        write_nb(notebook(py, '.'.join(py.relative_to(dest).with_suffix('').parts)), nb)
+        made = notebook(py, '.'.join(py.relative_to(dest).with_suffix('').parts))
+        made['cells'] += prose(nb_of(py), made['cells'])
+        write_nb(made, nb)
+    check_is_released(dest)
     urls = '[project.urls]\nRepository = "https://github.com/fastai/fastai"\nDocumentation = "https://docs.fast.ai/"\n'
     (dest/'pyproject.toml').write_text(f'[project]\nname = "fastai"\ndynamic = ["version"]\n{urls}[tool.nbdev]\n')
     git('init', '-q', '-b', 'main', cwd=dest)
@@ -54,10 +70,11 @@ def reconstruct(dest):
     git('add', '.', cwd=dest), git('commit', '-qm', 'the installed fastai', cwd=dest)
     return dest
 
-def patched(dest, n=2):
-    "Make a checkout of the installed fastai in the new folder `dest`, with `n` patches: 2 are all but the weights"
+def patched(dest, *branches):
+    "Make a checkout of the installed fastai in the new folder `dest`, with the patches that are sent from `branches`"
     dest = reconstruct(dest)
     out = dest.parent/f'{dest.name}_patches'
-    main(repo=dest, out=out)
-    git('am', '-q', *sorted(out.iterdir())[:n], cwd=dest)
+    upstream.main(repo=dest, out=out)
+    files = sorted(out.glob('*.patch'))
+    git('am', '-q', *[f for f,o in zip(files,upstream.patches,strict=True) if o.branch in branches], cwd=dest)
     return dest

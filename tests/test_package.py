@@ -62,7 +62,9 @@ def test_reload():
     assert run('reload_all').endswith('ok')
 
 @pytest.fixture(scope='module')
-def fastai2(tmp_path_factory): return patched(tmp_path_factory.mktemp('fastai')/'fastai')
+def fastai2(tmp_path_factory):
+    dest = tmp_path_factory.mktemp('fastai')/'fastai'
+    return patched(dest, 'maxpool', 'output_stride', 'unet')
 
 def test_steps_aside(fastai2):
     "On a fastai that has the pull request its blocks are its own; networks, learners and live changes do more"

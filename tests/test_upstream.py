@@ -1,16 +1,22 @@
-"The pull request: patches for a checkout of the installed fastai, and what the patched fastai does by itself"
-import os, shutil, subprocess, sys
+"The pull requests: patches for a checkout of the installed fastai, and what the patched fastai does by itself"
+import os, re, shutil, subprocess, sys
 from inspect import getsource
 from pathlib import Path
 import pytest
+from fastcore.nbio import read_nb
 from fastcore.utils import exec_local
 from fastai_dilation import upstream
-from fastai_dilation.upstream import main, stack
+from fastai_dilation.upstream import forum_post, main
 from reconstruct import git, lib, reconstruct
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)] # some run notebooks
-mods = ['fastai/layers.py','fastai/vision/learner.py','fastai/vision/models/xresnet.py']
-nbs = ['nbs/01_layers.ipynb','nbs/11_vision.models.xresnet.ipynb','nbs/21_vision.learner.ipynb']
+root = Path(__file__).parent.parent
+layers,learner,xresnet = 'fastai/layers.py','fastai/vision/learner.py','fastai/vision/models/xresnet.py'
+nbs = ['01_layers','21_vision.learner','11_vision.models.xresnet']
+notebook_of = {k:f'nbs/{o}.ipynb' for k,o in zip((layers,learner,xresnet),nbs)}
+touched = dict(maxpool=[layers], weights=[xresnet], output_stride=[layers,learner,xresnet], unet=[learner])
+branches = list(touched)
+new_names = {'weights','output_stride'} # those with a line for the index of names
 
 @pytest.fixture(scope='module')
 def tmp(tmp_path_factory): return tmp_path_factory.mktemp('upstream')
@@ -18,9 +24,9 @@ def tmp(tmp_path_factory): return tmp_path_factory.mktemp('upstream')
 def checkout(tmp): return reconstruct(tmp/'checkout')
 @pytest.fixture(scope='module')
 def patches(checkout, tmp):
-    "The files that the command writes"
+    "The files that the command writes, by branch"
     main(repo=checkout, out=tmp/'patches')
-    return sorted((tmp/'patches').iterdir())
+    return dict(zip(branches, sorted((tmp/'patches').glob('*.patch')), strict=True))
 
 def clone(checkout, dest, *patches):
     "A copy of `checkout` with `patches` applied"
@@ -30,15 +36,16 @@ def clone(checkout, dest, *patches):
     return dest
 
 @pytest.fixture(scope='module')
-def first(checkout, patches, tmp): return clone(checkout, tmp/'first', *patches[:2])
-@pytest.fixture(scope='module')
-def second(checkout, patches, tmp): return clone(checkout, tmp/'second', *patches)
+def trees(checkout, patches, tmp):
+    "Copies of the checkout: one for each patch, with nothing but it, and one with all, `together`"
+    alone = {k:clone(checkout, tmp/k, o) for k,o in patches.items()}
+    return dict(alone, together=clone(checkout, tmp/'together', *patches.values()))
 
 def python(tree, *args):
     "Run Python on one thread with the fastai in `tree`"
     env = {k:v for k,v in os.environ.items() if k!='IN_TEST'}
     paths = os.pathsep.join(map(str,[tree,Path(__file__).parent]))
-    env.update(PYTHONPATH=paths, PYTHONWARNINGS='ignore', OMP_NUM_THREADS='1')
+    env.update(PYTHONPATH=paths, OMP_NUM_THREADS='1')
     res = subprocess.run([sys.executable,*args], env=env, cwd=tree, capture_output=True, text=True)
     assert res.returncode==0, res.stdout[-5000:]+res.stderr[-5000:]
     return res.stdout
@@ -52,52 +59,100 @@ def run(tree, f, *args):
 
 # the patches
 
-def test_patches(checkout, patches, second):
-    "They apply in their order, come off again, touch what they say they touch, and leave the checkout alone"
-    assert [o.name[:8] for o in patches]==['0000-Max','0001-Add','0002-xre']
-    assert git('log', '--reverse', '--format=%s', 'HEAD~3..', cwd=second).splitlines()==[o[0] for o in stack]
-    body = git('log', '-1', '--format=%b', 'HEAD~1', cwd=second)
-    assert '62282' in body and '##' in body
+def test_four_patches_and_a_post(checkout, patches, tmp):
+    "They are numbered from 1, and no one is told to be one of many; the checkout is left alone"
+    files = sorted(o.name for o in (tmp/'patches').iterdir())
+    assert [o[:8] for o in files]==['0001-Max','0002-xre','0003-Add','0004-une','forum_po']
+    for o in patches.values(): assert '\nSubject: [PATCH] ' in o.read_text()
+    assert (tmp/'patches'/'forum_post.md').read_text()==forum_post
     assert git('status', '--porcelain', cwd=checkout)=='' and git('worktree', 'list', cwd=checkout).count('\n')==1
-    def files(n): return git('diff', '--name-only', f'HEAD~{n+1}', f'HEAD~{n}', cwd=second).split()
-    assert files(2)==[mods[0],nbs[0]]
-    assert files(1)==['fastai/_modidx.py',*mods,*nbs]
-    assert files(0)==['fastai/_modidx.py',mods[2],nbs[1]]
-    for o in reversed(patches): git('apply', '-R', o, cwd=second)
-    assert git('diff', 'HEAD~3', cwd=second)==''
-    git('checkout', '-q', '.', cwd=second)
 
-def test_budget(second):
-    "How small it is: lines of the modules, with `__all__`"
-    def lines(n):
-        stats = git('diff', '--numstat', f'HEAD~{n+1}', f'HEAD~{n}', '--', *mods, cwd=second).splitlines()
-        return [sum(o) for o in zip(*[map(int,o.split()[:2]) for o in stats])]
-    plus,minus = lines(1)
-    assert plus<=45 and minus<=20 and f'{plus} lines added and {minus} removed' in stack[1][1], (plus,minus)
-    contributing = (Path(__file__).parent.parent/'CONTRIBUTING.md').read_text()
-    for n in (2,1,0): assert '+{} -{}'.format(*lines(n)) in contributing
-    diff = git('diff', 'HEAD~3', '-U0', '--', *mods, cwd=second).splitlines()
+@pytest.mark.parametrize('branch', branches)
+def test_each_applies_alone(trees, patches, branch):
+    "On fastai as it is, touches what it says it touches, has its title, and comes off again"
+    tree = trees[branch]
+    files = [*touched[branch], *[notebook_of[o] for o in touched[branch]]]
+    if branch in new_names: files.append('fastai/_modidx.py')
+    assert sorted(git('diff', '--name-only', 'HEAD~1', cwd=tree).split())==sorted(files)
+    patch, = [o for o in upstream.patches if o.branch==branch]
+    assert git('log', '-1', '--format=%s', cwd=tree).strip()==patch.title
+    assert git('log', '-1', '--format=%b', cwd=tree).strip()==patch.text
+    git('apply', '-R', patches[branch], cwd=tree)
+    assert git('diff', 'HEAD~1', cwd=tree)==''
+    git('checkout', '-q', '.', cwd=tree)
+
+def test_all_apply_together(trees):
+    "One after the other, in their order"
+    titles = git('log', '--reverse', '--format=%s', 'HEAD~4..', cwd=trees['together']).splitlines()
+    assert titles==[o.title for o in upstream.patches]
+
+def lines(tree, branch):
+    "How many lines of the modules, with `__all__`, a patch adds and removes"
+    stats = git('diff', '--numstat', 'HEAD~1', '--', *touched[branch], cwd=tree).splitlines()
+    return '+{} -{}'.format(*[sum(o) for o in zip(*[map(int,o.split()[:2]) for o in stats])])
+
+def test_how_small_they_are(trees):
+    "As CONTRIBUTING and the post say; and no line is longer than fastai allows"
+    said = {k:lines(trees[k], k) for k in branches}
+    rows = [o for o in (root/'CONTRIBUTING.md').read_text().splitlines() if o.startswith('| `000')]
+    assert [re.search(r'\+\d+ -\d+', o)[0] for o in rows]==list(said.values())
+    assert f"({said['output_stride']} lines)" in forum_post
+    plus,minus = map(int, re.findall(r'\d+', said['output_stride']))
+    assert plus<=38 and minus<=13
+    diff = git('diff', 'HEAD~4', '-U0', '--', *notebook_of, cwd=trees['together']).splitlines()
     assert max(len(o) for o in diff if o.startswith('+'))<=160
 
-def test_nbdev_has_nothing_left_to_do(second):
-    "In the patched tree nbdev has nothing left to do, but for the empty entries of the index"
-    idx = second/'fastai'/'_modidx.py'
+@pytest.mark.parametrize('branch', [*branches,'together'])
+def test_nbdev_has_nothing_left_to_do(trees, branch):
+    "In a patched tree nbdev has nothing left to do, but for the empty entries of the index"
+    tree = trees[branch]
+    idx = tree/'fastai'/'_modidx.py'
     was = exec_local(idx.read_text(), 'd')
-    python(second, '-c', 'import nbdev.doclinks as a, nbdev.clean as b; a.nbdev_export(); b.nbdev_clean()')
-    assert git('status', '--porcelain', cwd=second).split()==['M','fastai/_modidx.py']
+    python(tree, '-c', 'import nbdev.doclinks as a, nbdev.clean as b; a.nbdev_export(); b.nbdev_clean()')
+    assert git('status', '--porcelain', cwd=tree).split()==['M','fastai/_modidx.py']
     assert exec_local(idx.read_text(), 'd')=={**was, 'syms':{k:v for k,v in was['syms'].items() if v}}
-    git('checkout', '-q', '.', cwd=second)
+    git('checkout', '-q', '.', cwd=tree)
 
-@pytest.mark.parametrize('nb', nbs)
-def test_notebooks(second, nb):
-    "The new test cells run, after the exported cells of their notebook"
-    assert 'Success.' in python(second, '-c', f'import nbdev.test as m; m.nbdev_test({nb!r})')
+cases = [(k,o) for k,os in dict(touched, together=list(notebook_of)).items() for o in os]
+@pytest.mark.parametrize('branch,module', cases)
+def test_new_cells_run(trees, branch, module):
+    "The new test cells run, after the exported cells of their notebook, with each patch alone and with all"
+    program = f'import nbdev.test as m; m.nbdev_test({notebook_of[module]!r})'
+    assert 'Success.' in python(trees[branch], '-c', program)
+
+# the texts
+
+def test_no_line_of_a_text_ends_in_mid_sentence():
+    "GitHub shows each break of a line"
+    for text in [*[o.text for o in upstream.patches], forum_post]:
+        prose = re.sub(r'```.*?```', '', text, flags=re.S).splitlines()
+        prose = [o for o in prose if o and o[0] not in '|#']
+        assert [o for o in prose if o[-1] not in '.:?)']==[]
+
+def test_links_and_words_of_the_texts():
+    "Issues of the other repository are named so that they link, and the post is short"
+    text = '\n'.join([*[o.text for o in upstream.patches], forum_post])
+    assert text.count('fastai2#')==text.count('fastai/fastai2#')>0
+    assert len(forum_post.split())<=200
+
+def printed(nb):
+    "The text of the last results of the cells of notebook `nb`"
+    outputs = [o for c in read_nb(root/'nbs'/f'{nb}.ipynb').cells for o in c.get('outputs',[])]
+    return '\n'.join(''.join(o['data']['text/plain']) for o in outputs if 'text/plain' in o.get('data',{}))
+
+def test_the_table_is_the_one_that_is_measured():
+    "Each number of the text and the post stands in the output of 14_evaluate"
+    text = printed('14_evaluate').partition('128 px our rule')[2]
+    measured = [o.split()[-7:] for o in text.splitlines()[:3]]
+    rows = [o for o in upstream.output_stride.text.splitlines() if re.search(r'\| \d\d\.', o)]
+    assert [re.findall(r'[\d.]+', o) for o in rows]==[[o[i] for i in (0,1,3,4,6)] for o in measured]
+    for o in rows: assert o in forum_post
 
 # what it refuses
 
 def changed(checkout, dest, f):
     "A copy of `checkout` in which `f` has changed the text of a notebook"
-    nb = clone(checkout, dest)/nbs[0]
+    nb = clone(checkout, dest)/notebook_of[layers]
     nb.write_text(f(nb.read_text()))
     git('commit', '-qam', 'x', cwd=dest)
     return dest
@@ -109,7 +164,7 @@ def refused(repo, out, msg):
     assert was==({*out.parent.iterdir()} if out.parent.is_dir() else set())
     if (Path(repo)/'.git').exists(): assert git('worktree', 'list', cwd=repo).count('\n')==1
 
-def test_the_command_refuses_what_does_not_fit(checkout, second, tmp):
+def test_the_command_refuses_what_does_not_fit(checkout, patches, trees, tmp):
     "What does not fit is an error that says which"
     dirty,other = clone(checkout, tmp/'dirty'),tmp/'other'
     (dirty/'new.txt').write_text('')
@@ -119,16 +174,24 @@ def test_the_command_refuses_what_does_not_fit(checkout, second, tmp):
     gone = changed(checkout, tmp/'gone', lambda s: s.replace('pool=AvgPool, pool_first=True','pool=AvgPool'))
     other_block = 'class ParameterModule(Module)','class ResBlock(Module)'
     twice = changed(checkout, tmp/'twice', lambda s: s.replace(*other_block))
-    has_some = '    pool=AvgPool, pool_first=True','    pool=AvgPool, dilation=1, first_dilation=None, pool_first=True'
+    no_prose = changed(checkout, tmp/'no_prose', lambda s: s.replace('This is a resnet block','A resnet block'))
+    has_some = '    pool=AvgPool','    pool=AvgPool, dilation=1, first_dilation=None'
     half = changed(checkout, tmp/'half', lambda s: s.replace(*has_some))
-    cases = [(dirty,'has changes.*new.txt'), (other,'no checkout of fastai'),
-        (gone,'01_layers.*pool_first=True.*are 0'), (twice,'with `class ResBlock.*are 2'),
-        (second,'has all of this already'), (tmp,'not a git repository'), (tmp/'no','No such file.*no$')]
+    cases = [(dirty,'has changes.*new.txt'), (other,'no checkout of fastai')]
+    cases += [(gone,'01_layers.*pool_first=True.*are 0'), (twice,'with `class ResBlock.*are 2')]
+    cases += [(no_prose,'with `This is a resnet block.*are 0'), (trees['together'],'has all of this already')]
+    cases += [(tmp,'not a git repository'), (tmp/'no','No such file.*no$')]
     for o,msg in cases: refused(o, tmp/'none', msg)
     for o in (tmp/'patches', tmp/'no'/'a'): refused(checkout, o, 'new folder in one that exists')
     main(repo=half, out=tmp/'half_patches') # a change beside the words that an edit holds on to does no harm
-    patch, = (tmp/'half_patches').glob('0001-Add-output_stride-*.patch')
+    patch, = (tmp/'half_patches').glob('0003-Add-output_stride-*.patch')
     assert 'dilation=1, first_dilation=None, pool_first=True, dilation=1' in patch.read_text()
+
+def test_these_tests_want_the_released_fastai(trees):
+    "In an environment with a patched one they say so"
+    from reconstruct import check_is_released
+    with pytest.raises(RuntimeError, match='has patches already: maxpool, weights, output_stride, unet.*released'):
+        check_is_released(trees['together'])
 
 def test_no_git(checkout, tmp, monkeypatch):
     "Without git: an error in words"
@@ -149,58 +212,119 @@ def test_half_a_folder(checkout, tmp, monkeypatch):
     monkeypatch.setattr(upstream, '_commit', stop)
     refused(checkout, tmp/'none', 'stop')
 
-def test_later(first, tmp):
-    "Where fastai has the first two, only the third is left"
-    main(repo=first, out=tmp/'later')
-    assert [o.name[:4] for o in (tmp/'later').iterdir()]==['0002']
+def test_what_is_merged_is_left_out(trees, tmp):
+    "The others keep their numbers, and there is no post for an argument that fastai has"
+    main(repo=trees['maxpool'], out=tmp/'no_maxpool')
+    assert sorted(o.name[:4] for o in (tmp/'no_maxpool').iterdir())==['0002','0003','0004','foru']
+    main(repo=trees['output_stride'], out=tmp/'no_argument')
+    assert sorted(o.name[:4] for o in (tmp/'no_argument').iterdir())==['0001','0002','0004']
 
 def test_the_installed_command_makes_the_same_patches(checkout, patches, tmp):
     "The installed command makes the same patches, and its errors are no tracebacks"
     exe = Path(sys.executable).with_name('fastai-dilation-pr')
     if not exe.exists(): pytest.skip('the package is not installed')
     res = subprocess.run([exe, '--repo', checkout, '--out', 'cli'], cwd=tmp, capture_output=True, text=True)
-    assert res.returncode==0 and '7 files changed' in res.stdout, res.stderr
+    assert res.returncode==0, res.stderr
+    assert '0001-MaxPool-pass-on-ceil_mode.patch: modules, 1 file changed' in res.stdout
     def diffs(o): return o.read_text().partition('\n---\n')[2]
-    assert [diffs(o) for o in sorted((tmp/'cli').iterdir())]==[diffs(o) for o in patches]
+    assert [diffs(o) for o in sorted((tmp/'cli').glob('*.patch'))]==[diffs(o) for o in patches.values()]
     res = subprocess.run([exe, '--repo', tmp, '--out', tmp/'cli2'], capture_output=True, text=True)
     assert res.returncode==1 and 'not a git repository' in res.stderr and 'Traceback' not in res.stderr
 
 # the patched fastai
 
 def exactness():
-    "On the native grid a dilated net is the native one; random numbers and names are the same"
-    from torch import nn
+    "In double precision a dilated net on the native grid is the native one; random numbers and names are the same"
+    from fastai.vision.all import nn, partial
     from fastai.vision.models import xresnet
-    from util import close, randomize
-    def build(seed=0, **kwargs):
+    from util import close, names, narrow, randomize
+    torch.set_default_dtype(torch.double)
+    def build(f, seed=0, **kwargs):
         torch.manual_seed(seed)
-        m = getattr(xresnet,nm)(**kwargs)
+        m = f(**kwargs)
         return m,torch.rand(1)
     def feats(m, x): return nn.Sequential(*list(m)[:-4])(x)
-    def check(T, native, xs, **kwargs):
-        (a,ra),(b,rb) = build(**kwargs),build(output_stride=T, **kwargs)
+    def check(f, T, native, xs, **kwargs):
+        (a,ra),(b,rb) = build(f, **kwargs),build(f, output_stride=T, **kwargs)
         assert ra.equal(rb) and list(a.state_dict())==list(b.state_dict())
         assert all(p.equal(q) for p,q in zip(a.state_dict().values(), b.state_dict().values()))
         b.load_state_dict(randomize(a).state_dict())
-        every = slice(None, None, native//int(T))
+        every = slice(None, None, native//T)
         def on_grid(y): return y[(...,*[every]*(y.ndim-2))]
-        with torch.no_grad(): return max(close(on_grid(feats(b.eval(),x)), feats(a,x)) for x in xs)
-    xs,worst = [torch.randn(1,3,97,75),torch.randn(1,3,30,31)],0
-    strides = dict.fromkeys(['xresnet18','xresnet34','xresnet50','xresnext18','xresnext50'], 32)
-    for nm,native in {**strides, 'xresnet18_deep':128, 'xresnet18_deeper':512}.items():
-        for T in [2**i for i in range(2,10) if 2**i<=native]: worst = max(worst, check(T, native, xs))
-    nm = 'xresnet18'
-    worst = max(worst, check(8, 32, [torch.randn(2,2,203)], ndim=1, c_in=2, ks=15))
-    worst = max(worst, check(8, 32, [torch.randn(1,3,32,17,32)], ndim=3, widen=.5))
-    worst = max(worst, check(9, 243, [torch.randn(1,3,100,130)], stride=3, widen=.25))
-    worst = max(worst, check(16, 1024, [torch.randn(1,3,100,130)], stride=4, widen=.25))
-    worst = max(worst, check(8, 32, xs, pool_first=False))
-    worst = max(worst, check(8., 32, xs, stem_szs=(8,8,64), act_cls=nn.SiLU))
-    print(f'{worst:.1e}')
+        with torch.no_grad(): return max(close(on_grid(feats(b.eval(),x)), feats(a,x), 1e-13) for x in xs)
+    xs,worst,n = [torch.randn(1,3,97,75),torch.randn(1,3,30,31)],0,0
+    for nm in names:
+        if 'xse' in nm: continue
+        native = 512 if 'deeper' in nm else 128 if 'deep' in nm else 32
+        for T in [2**i for i in range(2,10) if 2**i<=native]:
+            worst = max(worst, check(partial(narrow,nm), T, native, xs))
+            n += 1
+    f = xresnet.xresnet18
+    worst = max(worst, check(f, 8, 32, [torch.randn(2,2,203)], ndim=1, c_in=2, ks=15))
+    worst = max(worst, check(f, 8, 32, [torch.randn(1,3,32,17,32)], ndim=3, widen=.5))
+    worst = max(worst, check(f, 9, 243, [torch.randn(1,3,100,130)], stride=3, widen=.25))
+    worst = max(worst, check(f, 16, 1024, [torch.randn(1,3,100,130)], stride=4, widen=.25))
+    worst = max(worst, check(f, 8, 32, xs, pool_first=False))
+    worst = max(worst, check(f, 8, 32, xs, stem_szs=(8,8,64), act_cls=nn.SiLU))
+    print(n, f'{worst:.1e}')
 
-def test_the_patched_fastai_is_exact(first):
+def test_the_patched_fastai_is_exact(trees):
     "`exactness`, without this package"
-    print(run(first, exactness))
+    print(run(trees['output_stride'], exactness))
+
+def uses():
+    "What runs in fastai as it is, without any `output_stride`: a hash of what each says"
+    import hashlib
+    from fastai.vision.all import ConvLayer, MaxPool, Mish, ResBlock, nn, store_attr
+    from fastai.vision.models.xresnet import XResNet
+    class OwnBlocks(XResNet):
+        def _make_blocks(self, layers, block_szs, sa, stride, **kwargs):
+            return super()._make_blocks(layers, block_szs, sa, stride, **kwargs)
+    class OwnLayers(XResNet):
+        def _make_layer(self, ni, nf, blocks, stride, sa, **kwargs):
+            return nn.Sequential(*[self.block(nf if i else ni, nf, **kwargs) for i in range(blocks)])
+    class OwnInit(XResNet):
+        def __init__(self, block, layers):
+            store_attr('block', expansion=1, act_cls=Mish, ndim=2, ks=3)
+            stages = self._make_blocks(layers, [8,8,8], False, 2)
+            nn.Sequential.__init__(self, ConvLayer(3, 8), *stages)
+    def plain(ni, nf, groups=1): return nn.Conv2d(ni, nf, 3, groups=groups)
+    def narrow(cls, *args, **kwargs): return cls(*args, widen=.25, **kwargs)
+    def say(name, f, ch=3):
+        torch.manual_seed(0)
+        y = f().eval()(torch.linspace(-1, 1, 2*ch*96*64).view(2,ch,96,64))
+        print(name, tuple(y.shape), hashlib.sha256(y.detach().numpy().tobytes()).hexdigest())
+    four = [1,1,1,1]
+    say('own_make_blocks', lambda: narrow(OwnBlocks, ResBlock, 1, four))
+    say('own_make_layer', lambda: narrow(OwnLayers, plain, 1, four, groups=2))
+    say('own_init', lambda: OwnInit(ResBlock, four[:2]))
+    say('stride_by_axis', lambda: narrow(XResNet, ResBlock, 1, four, stride=(2,1)))
+    say('pool_of_another_kind', lambda: narrow(XResNet, ResBlock, 4, four, pool=MaxPool))
+    say('dilated_conv_layer', lambda: ConvLayer(3, 8, dilation=2))
+    def block(name, **kwargs): say(name, lambda: ResBlock(1, 8, 8, **kwargs), 8)
+    block('dilation_by_axis', dilation=(1,2), padding=(1,2))
+    block('stride_and_dilation', stride=2, dilation=2, padding=2)
+    block('same', dilation=2, padding='same')
+    block('dilated_1x1', dilation=2, ks=1)
+    block('dilated_1x1_by_axis', stride=2, dilation=(2,1), ks=1)
+    block('ks_by_axis', ks=(3,5), padding=(1,2))
+    block('transposed', transpose=True, ks=1)
+    block('reflected', padding_mode='reflect')
+    block('no_padding_given', padding=None)
+
+use_names = re.findall(r"(?:say|block)\('(\w+)'", getsource(uses))
+
+@pytest.fixture(scope='module')
+def said_by_uses(trees):
+    "What each of `uses` says in the installed fastai, and in the one with the argument"
+    both = [run(o, uses).splitlines() for o in (lib.parent,trees['output_stride'])]
+    return [{k:o for k,_,o in (line.partition(' ') for line in said)} for said in both]
+
+@pytest.mark.parametrize('use', use_names)
+def test_what_ran_runs_and_says_the_same(said_by_uses, use):
+    "Subclasses with methods of their own, and blocks that were given a dilation, padding or stride of any kind"
+    before,after = said_by_uses
+    assert before[use]==after[use]
 
 def fingerprint():
     "A hash of all networks as they are built by default, of what they say, and of the random numbers they leave"
@@ -228,10 +352,10 @@ def fingerprint():
     for stride in (1,2,3): net(lambda: layers(stride))
     print(res.hexdigest())
 
-def test_defaults(second):
-    "Networks that do not ask are built and work as in the fastai that is installed, bit for bit"
+def test_networks_that_do_not_ask_stay_as_they_are(trees):
+    "Built and run with all patches as in the fastai that is installed, bit for bit"
     native = run(lib.parent, fingerprint)
-    assert len(native)==65 and run(second, fingerprint)==native
+    assert len(native)==65 and run(trees['together'], fingerprint)==native
 
 def pickled(path):
     "Write a net and what it says to `path`, or compare"
@@ -246,14 +370,15 @@ def pickled(path):
         test_eq(m(x), y)
         xresnet18(output_stride=8).load_state_dict(m.state_dict())
 
-def test_pickles(first):
-    "What was pickled with fastai as it is loads, and says the same, bit for bit"
-    for o in (lib.parent,first): run(o, pickled, first)
-    (first/'m.pt').unlink()
+def test_pickles_of_fastai_as_it_is_load(trees):
+    "And say the same, bit for bit"
+    tree = trees['output_stride']
+    for o in (lib.parent,tree): run(o, pickled, tree)
+    (tree/'m.pt').unlink()
 
 def hard_use():
     "Half precision, layouts, gradients, compilers"
-    from fastai.layers import AvgPool, DilatedAvgPool
+    from fastai.layers import AvgPool, _DilatedAvgPool as DilatedAvgPool
     from fastai.vision.models.xresnet import xresnet18
     from util import close, randomize
     x = torch.full((1,1,9,9), 6e4, dtype=torch.float16)
@@ -274,61 +399,105 @@ def hard_use():
     ep,x2 = torch.export.export(m, (x,), dynamic_shapes=({2:32*h,3:32*w},)).module(),torch.randn(2,3,96,64)
     close(ep(x), y), close(ep(x2), m(x2))
 
-def test_hard_use_of_the_patched_fastai(first):
+def test_hard_use_of_the_patched_fastai(trees):
     "`hard_use`, without this package"
-    run(first, hard_use)
+    run(trees['output_stride'], hard_use)
 
 def errors():
     "What cannot be is refused in words"
-    from fastai.vision.all import MaxPool, ResBlock, create_unet_model, create_vision_model, partial
+    from fastai.vision.all import MaxPool, ResBlock, create_unet_model, create_vision_model, nn, partial
     from fastai.vision.all import resnet18, xresnet18
-    for T in (12,2,1,64,0,-8,'8',8.5):
+    from fastai.vision.models.xresnet import XResNet
+    class OwnLayers(XResNet):
+        "It does not know that the first block of a stage is dilated in another way"
+        def _make_layer(self, ni, nf, blocks, stride, sa, **kwargs):
+            return nn.Sequential(self.block(1, ni, nf, stride, **kwargs), self.block(1, nf, nf, **kwargs))
+    for T in (12,2,1,64,0,-8,'8',8.5,True,[8]):
         words = f'`output_stride` can be one of [4, 8, 16, 32], not {T!r}'
-        test_fail(lambda: xresnet18(output_stride=T), contains=words)
-    for stride,d,first in ((2,2,None), (1,0,None), (1,0,1), (1,4,3), (1,1,2), (1,2,0)):
-        kw = dict(stride=stride, dilation=d, first_dilation=first)
-        words = 'has to be a positive multiple of first_dilation'
-        with expect_fail(ValueError, words): ResBlock(1, 8, 8, **kw)
+        with expect_fail(ValueError, words): xresnet18(output_stride=T)
     kw = dict(dilation=2, first_dilation=1, pool=MaxPool)
     with expect_fail(NotImplementedError, 'Only an `AvgPool` shortcut'): ResBlock(1, 8, 8, **kw)
     with expect_fail(NotImplementedError, 'Only an `AvgPool` shortcut'): xresnet18(output_stride=8, pool=MaxPool)
+    OwnLayers(ResBlock, 1, [2,2,2,2])
+    with expect_fail(TypeError, "'prev_dilation'"): OwnLayers(ResBlock, 1, [2,2,2,2], output_stride=8)
     for f in (partial(create_vision_model, n_out=5), partial(create_unet_model, n_out=5, img_size=(64,64))):
-        words = 'This constructor takes no `output_stride`: ResNet'
+        words = "ResNet.__init__() got an unexpected keyword argument 'output_stride'"
         with expect_fail(TypeError, words): f(resnet18, pretrained=False, output_stride=8)
         with expect_fail(ValueError, 'one of [4, 8, 16, 32], not 3'): f(xresnet18, pretrained=False, output_stride=3)
-    def broken(output_stride, pretrained): raise TypeError('broken')
-    with expect_fail(TypeError) as e: create_vision_model(broken, 5, pretrained=False, output_stride=8)
 
-def test_errors_of_the_patched_fastai(first):
+def test_errors_of_the_patched_fastai(trees):
     "`errors`, without this package"
-    run(first, errors)
+    run(trees['together'], errors)
 
-def learners():
-    "All learners take it, show it, and train"
+def signatures():
+    "What is shown: the argument, but not the dilations that an XResNet chooses itself"
     import inspect
-    from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, MaskBlock, PILImage, PILMask, np
-    from fastai.vision.all import cnn_learner, unet_learner, vision_learner, xresnet18
+    from fastai.vision.all import ResBlock, XResNet, create_vision_model, vision_learner
+    def shown(f): return {'output_stride','dilation','first_dilation'} & set(inspect.signature(f).parameters)
+    for f in (XResNet,vision_learner,create_vision_model): test_eq(shown(f), {'output_stride'})
+    test_eq(shown(ResBlock), {'dilation','first_dilation'})
+
+def test_signatures_of_the_patched_fastai(trees):
+    "`signatures`, without this package"
+    run(trees['output_stride'], signatures)
+
+def learners(example):
+    "Learners take it, split the network as ever, and train; and the example of the text runs"
+    from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, PILImage, cnn_learner, create_body, np
+    from fastai.vision.all import vision_learner, xresnet18, xresnet34
     def img(i): return PILImage.create(np.full((64,64,3), i*8, dtype=np.uint8))
-    def mask(i): return PILMask.create(np.full((64,64), i%2, dtype=np.uint8))
     def label(i): return i%2
-    cases = [(f,CategoryBlock,label) for f in (vision_learner,cnn_learner)]
-    cases.append((unet_learner,MaskBlock(['a','b']),mask))
-    for f,block,get_y in cases:
-        dls = DataBlock((ImageBlock,block), get_x=img, get_y=get_y).dataloaders(range(20), bs=4, num_workers=0)
+    block = DataBlock((ImageBlock,CategoryBlock), get_x=img, get_y=label)
+    dls = block.dataloaders(range(20), bs=4, num_workers=0)
+    x = torch.randn(1, 3, 64, 64)
+    for f in (vision_learner,cnn_learner):
         learn = f(dls, xresnet18, pretrained=False, output_stride=8)
         with learn.no_bar(), learn.no_logging(): learn.fit(1)
-        body = learn.model[0].eval()
-        test_eq(body(torch.randn(1,3,64,64)).shape, [1,512,8,8])
-        if f is not cnn_learner: assert 'output_stride' in inspect.signature(f).parameters
+        test_eq([*learn.model[0].eval()(x).shape], [1,512,8,8])
+        test_eq(len(learn.splitter(learn.model)), 3)
+        test_eq(learn.output_stride, 8)
+    names = dict(dls=dls, xresnet34=xresnet34, vision_learner=vision_learner)
+    for line in [*example.splitlines(), "vision_learner(dls, 'resnet18', pretrained=False, output_stride=8)"]:
+        m = eval(line, names)
+        body = m.model[0] if hasattr(m,'model') else create_body(m, cut=-4)
+        test_eq([*body.eval()(x).shape], [1,512,8,8])
 
-def test_learners_of_the_patched_fastai(first):
+def code_in(text): return re.search(r'```python\n(.*?)```', text, flags=re.S)[1]
+
+def test_learners_of_the_patched_fastai(trees):
     "`learners`, without this package"
-    run(first, learners)
+    run(trees['output_stride'], learners, code_in(upstream.output_stride.text))
+
+def test_the_code_of_the_post_runs(trees):
+    "In the fastai with the argument, as it stands there"
+    python(trees['output_stride'], '-c', code_in(forum_post))
+
+def unets():
+    "A U-Net takes it, and trains; a `partial` makes the same one, but loses what fastai knows of the network"
+    from fastai.vision.all import DataBlock, ImageBlock, MaskBlock, PILImage, PILMask, np, partial
+    from fastai.vision.all import unet_learner, xresnet34
+    def img(i): return PILImage.create(np.full((64,64,3), i*8, dtype=np.uint8))
+    def mask(i): return PILMask.create(np.full((64,64), i%2, dtype=np.uint8))
+    block = DataBlock((ImageBlock,MaskBlock(['a','b'])), get_x=img, get_y=mask)
+    dls = block.dataloaders(range(20), bs=4, num_workers=0)
+    learn = unet_learner(dls, xresnet34, pretrained=False, output_stride=8)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    test_eq([*learn.model.layers[0].eval()(torch.randn(1,3,64,64)).shape], [1,512,8,8])
+    native = unet_learner(dls, xresnet34, pretrained=False)
+    by_hand = unet_learner(dls, partial(xresnet34, output_stride=8), pretrained=False)
+    def n_params(learn): return round(sum(o.numel() for o in learn.model.parameters())/1e6, 1)
+    test_eq([n_params(o) for o in (native,learn,by_hand)], [41.2,33.9,33.9])
+    test_eq([len(o.splitter(o.model)) for o in (native,learn,by_hand)], [3,3,2])
+
+def test_unets_of_the_patched_fastai(trees):
+    "`unets`, without this package"
+    run(trees['together'], unets)
 
 def weights():
-    "A file with names of 2019: all of it is loaded, or it is an error"
-    import re
-    from fastai.vision.all import create_vision_model, xresnet18, xresnet34, xresnet50
+    "A file with names of 2019: all of it is loaded; what ran without it runs, and what stays random is warned of"
+    import re, warnings
+    from fastai.vision.all import Mish, create_vision_model, xresnet18, xresnet34, xresnet50, xresnet101
+    from fastai.vision.models.xresnet import xresnet50_deep
     from fastai.vision.models import xresnet
     src = xresnet50()
     today,old = src.state_dict(),{}
@@ -337,19 +506,38 @@ def weights():
         old[k] = v
     assert len(old)==len(today) and not set(old) & {k for k in today if k[0]>'3'}
     def file(sd): xresnet.load_state_dict_from_url = lambda url, **kwargs: dict(model=sd)
+    def built(f, **kwargs):
+        "A network, and how many of its parameters are warned of"
+        with warnings.catch_warnings(record=True) as ws:
+            warnings.simplefilter('always')
+            m = f(pretrained=True, **kwargs)
+        return m,[int(re.search(r'(\d+) parameters stay random', str(o.message))[1]) for o in ws]
     for sd in (old,today):
         file(sd)
-        for k,v in xresnet50(pretrained=True).state_dict().items(): test_eq(v, today[k])
-    m,n = xresnet50(pretrained=True, n_out=10),xresnet50(pretrained=True, output_stride=8)
-    test_eq([m[-1].out_features, n[7][0].convpath[1][0].dilation], [10,(2,2)])
+        m,said = built(xresnet50)
+        test_eq(said, [])
+        for k,v in m.state_dict().items(): test_eq(v, today[k])
     def late(m): return m[7][2].convpath[2][0].weight
-    for o in (m,n,create_vision_model(xresnet50, 5, pretrained=True)[0]): test_eq(late(o), late(src))
+    for kw in (dict(n_out=10), dict(act_cls=Mish), dict(p=.5)):
+        m,said = built(xresnet50, **kw)
+        test_eq(said, [])
+        test_eq(late(m), late(src))
+    test_eq(late(create_vision_model(xresnet50, 5, pretrained=True)[0]), late(src))
+    for kw,n in ((dict(sa=True),None), (dict(reduction=16),None), (dict(groups=32),16)):
+        m,said = built(xresnet50, **kw)
+        assert len(said)==1 and (n is None or said==[n]), (kw,said)
+        test_eq(late(m), late(src))
+    for f in (xresnet18,xresnet34,xresnet101,xresnet50_deep):
+        torch.manual_seed(0)
+        m,said = built(f)
+        torch.manual_seed(0)
+        own = f().state_dict()
+        stem = [k for k in own if k[:2] in ('0.','1.','2.')]
+        for k,v in m.state_dict().items(): test_eq(v, (today if k in stem else own)[k])
+        test_eq(said, [len([k for k,_ in m.named_parameters() if k not in stem and not k.startswith('11.')])])
     file({k:v for k,v in old.items() if k!='4.0.convs.0.0.weight'})
-    words = 'Missing key(s) in state_dict: "4.0.convpath.0.0.weight"'
-    with expect_fail(RuntimeError, words): xresnet50(pretrained=True)
-    for f in (xresnet18,xresnet34):
-        with expect_fail(ValueError, 'Only xresnet50 has weights: use `pretrained=False`'): f(pretrained=True)
+    test_eq(built(xresnet50)[1], [1])
 
-def test_weights_of_the_patched_fastai(second):
+def test_weights_of_the_patched_fastai(trees):
     "`weights`, without this package"
-    run(second, weights)
+    run(trees['weights'], weights)

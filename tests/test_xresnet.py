@@ -8,6 +8,7 @@ from torch import nn
 from fastai.vision.all import MaxPool, NormType, create_body, inspect
 from fastai.vision.models import xresnet
 from fastai_dilation.all import DilatedPool, get_output_stride, set_output_stride
+from fastai_dilation.xresnet import _patching
 from util import Call, alive, close, names, narrow, randomize, same, settled, slow_if, small, small_densenet, tensors
 
 def strides_of(m): return [2**i for i in range(get_output_stride(m).bit_length()-1)]
@@ -269,6 +270,8 @@ def test_refused_drawn(data):
     assert 'XResNet' in str(e.value) or '`' in str(e.value)
     assert pickle.dumps(m)==before
 
+ours = pytest.mark.skipif(not _patching, reason="these blocks are fastai's own, and take what PyTorch takes")
+@ours
 @settings(max_examples=int(os.environ.get('MAX_EXAMPLES',100)), deadline=None)
 @given(st.integers(1,3), st.integers(-2,9), st.one_of(st.none(),st.integers(-2,9)))
 def test_block_drawn(stride, dilation, first):
