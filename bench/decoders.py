@@ -16,8 +16,9 @@ def torchvisions(name): return partial(getattr(tvs,name), weights=None, weights_
 def smps(name, encoder='resnet18', **kw): return partial(getattr(smp,name), encoder, encoder_weights=None, classes=3, **kw)
 
 of_torchvision = 'deeplabv3_resnet50','fcn_resnet50','lraspp_mobilenet_v3_large'
-of_smp = {'DeepLabV3':dict(encoder_output_stride=16), 'DeepLabV3Plus':{}, 'FPN':{}, 'UPerNet':{}, 'PSPNet':dict(encoder_depth=5,upsampling=32),
-    'PAN':dict(encoder_output_stride=32), 'Segformer':{}, 'Unet':{}, 'UnetPlusPlus':{}, 'MAnet':{}, 'Linknet':{}}
+at_16,at_32 = dict(encoder_output_stride=16),dict(encoder_output_stride=32)
+of_smp = dict(DeepLabV3=at_16, DeepLabV3Plus={}, FPN={}, UPerNet={}, PSPNet=dict(encoder_depth=5,upsampling=32), PAN=at_32,
+    Segformer={}, Unet={}, UnetPlusPlus={}, MAnet={}, Linknet={})
 on_timm = dict(DeepLabV3Plus='tu-tf_efficientnet_lite0', FPN='tu-convnext_atto')
 models = {f'torchvision `{o}`':torchvisions(o) for o in of_torchvision}
 models |= {f'smp `{o}`':smps(o,**kw) for o,kw in of_smp.items()}

@@ -12,17 +12,19 @@ from pages import git_url, number, page, root
 tutorials = dict(real_weights='Real weights: photos', localise='Localise: where is it?', one_axis='One axis: when does it sound?',
     segment='Segment: larger maps, same weights', detect='Detect: small objects', inpaint='Inpaint: seeing past a hole',
     levels='Levels: all maps of a network', tiles='Tiles: large images', gridding='Gridding: what one position sees')
-reference = dict(networks='Which networks', api='API: every function', peers='How its peers compare',
+reference = dict(networks='Which networks', decoders='Whole models that segment', api='API: every function', peers='How its peers compare',
     deploy='Compile, export, many GPUs')
 library = {o.split(':')[0]:o for o in """layers: taps that can be moved apart
 strides: which stride has a map?
 phases: any module, phase by phase
+resizes: at the native positions
 trial: try it, then believe it
 search: dilated, or by phases
 output_stride: one argument
 pixels: where a value stands
 ask: exact, why, where
 holders: what a network may be in
+detectors: the body of torchvision's
 pretrained: ImageNet weights
 xresnet: fastai's blocks and networks
 learner: fastai's learners

@@ -97,7 +97,7 @@ def doc_cell(c, mod):
     md = ''.join(c.outputs[0]['data']['text/markdown']) if c.outputs else ''
     return mk_cell(f'### {name}\n\n' + source_link(name,mod) + re.split(r'^###.*\n+', md, maxsplit=1, flags=re.M)[-1], 'markdown')
 
-def number(stem): return re.sub(r'^\d+_', '', stem)
+def number(stem): return re.sub(r'^\d+[a-z]?_', '', stem)
 
 def slug(name): return re.sub(r'[^\w-]', '', name.lower())
 
