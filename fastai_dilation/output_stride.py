@@ -133,6 +133,17 @@ def _refuse_late_layers(now, native, changed):
             raise CannotDilate(name, 'it was added to a net that was dilated already, '
                 'and has no native dilation: change the body alone')
 
+# %% ../nbs/05_output_stride.ipynb #01b0f465
+def _is_refuted(strides):
+    "Does the network make what may be a map, and was not believed?"
+    answers = [g for c in strides.calls.get('',()) for g in c.makes if g]
+    return bool(strides.sides) and any(g.dims and not is_map(g) for g in answers)
+
+def _refuse_refuted_answers(net, strides):
+    if _is_refuted(strides):
+        raise CannotDilate(None, f'{type(net).__name__} runs on one size of image alone, and what it makes does not move '
+            'where that is touched, so its stride is not known. Random weights may do that; ask it with trained ones')
+
 # %% ../nbs/05_output_stride.ipynb #b7746b28
 def _shapes(net, sample, sides):
     "By name of a module, the shapes of its calls on an image with these `sides`"
@@ -195,7 +206,7 @@ def _change(net, output_stride, x):
     now = follow(encoder, x)
     T = in_numbers(output_stride, now.output, now.sample.ndim)
     has_it = _are_whole_numbers(T) and by_axis(int,T)==now.output
-    if has_it: return _nothing_to_do,now.output
+    if has_it and not _is_refuted(now): return _nothing_to_do,now.output
     if encoder is not net:
         raise CannotDilate(None, 'The decoder of a U-Net is built for the sizes of its encoder. '
             f'Build the net anew with {output_stride=}')
@@ -207,7 +218,9 @@ def _change(net, output_stride, x):
         _refuse_other_strides(net, T, strides)
         T = by_axis(min, T, strides.output)
         T = by_axis(int, T) # not numpy's or torch's, which would be kept in the layers
-        if T==strides.output: return _nothing_to_do,T
+        if T==strides.output:
+            _refuse_refuted_answers(net, strides)
+            return _nothing_to_do,T
         _refuse_answers_that_do_not_grow(net, strides)
         axes_differ = isinstance(T,tuple) or isinstance(strides.output,tuple)
         if axes_differ: _refuse_swapped_sides(net, strides)

@@ -535,9 +535,11 @@ class PerTensor:
 # three places, not in a row and not on a diagonal: how far along each side they begin
 _places = (.27,.77,.5),(.66,.16,.8),(.86,.45,.2)
 _place_size = 1/14 # of a side: not more than half a position of a map of 7x7
+_n_draws = 2 # of what stands there then: one alone may move another place more
+_n_touched = 1+_n_draws*len(_places)
 
 Touched = namedtuple('Touched', [
-    'xs',      # inputs: a batch of an image as it is, and one for each place in which it was touched
+    'xs',      # inputs: a batch of an image as it is, and for each draw one for each place in which it was touched
     'middles', # of the places, in pixels: by place, one for each side
     'radii',   # half of the size of a place, by side
     'sides',   # of the image
@@ -545,14 +547,14 @@ Touched = namedtuple('Touched', [
 
 def touched(sample, sides):
     "Inputs like `sample` with these `sides`, `Touched`"
-    xs = sample.resized(sides, n=1+len(_places))
+    xs,gen = sample.resized(sides, n=_n_touched),torch.Generator('cpu').manual_seed(0)
     all_images = [t for t in tensors(xs) if t.ndim==sample.first.ndim]
     for o in all_images: o[1:] = o[:1].clone()
     sizes = [max(1,int(side*_place_size)) for side in sides]
     starts = [[int(at*side) for at,side in zip(place,sides)] for place in _places]
-    for image,start in zip(all_images[0][1:],starts):
+    for image,start in zip(all_images[0][1:], starts*_n_draws):
         place = image[(slice(None), *[slice(a,a+n) for a,n in zip(start,sizes)])]
-        place += 4*torch.randn(place.shape, dtype=torch.double).to(place)
+        place += 4*torch.randn(place.shape, dtype=torch.double, generator=gen).to(place)
     radii = torch.tensor(sizes)/2
     return Touched(xs, torch.tensor(starts)+radii, radii, tuple(sides))
 
@@ -565,7 +567,7 @@ def _moves_where_touched(t, grid, touched,
 ):
     "Does each touch of the image move the tensor `t` most where a map that lies in the image as `grid` says has it?"
     by_touch = (t[1:]-t[:1]).float()
-    moved = (by_touch-by_touch.mean(grid.dims,keepdim=True)).abs()
+    moved = (by_touch-by_touch.mean(grid.dims,keepdim=True)).abs().unflatten(0, (_n_draws,-1)).sum(0)
     is_same_everywhere = 0 < by_touch.abs().max() and moved.max() < 1e-4*by_touch.abs().max()
     if is_same_everywhere: return True # the mean of a map, resized to it: at any position it is right
     strides = as_tuple(grid.stride, len(grid.dims))
@@ -597,12 +599,13 @@ def _guesses(shape, touched, changed):
 _no_map = Grid((), None) # it may grow with the image, and nobody knows where
 
 def _grid_by_touch(t, touched, changed, coarsest):
-    "How the tensor `t` lies in the image: a guess that the touches agree with, `_no_map`, or `None` for what does not grow"
+    "How the tensor `t` lies in the image: a guess that the touches agree with, no map, or `None` for what does not grow"
     is_vector = sum(n>1 for n in t.shape[1:])<2
     if is_vector or not t.is_floating_point(): return None
-    if len(t)!=len(_places)+1: return _no_map
-    guesses = _guesses(t.shape, touched, changed)
-    return next((o for o in guesses if _moves_where_touched(t,o,touched,coarsest)), _no_map)
+    if len(t)!=_n_touched: return _no_map
+    guesses = [*_guesses(t.shape, touched, changed)]
+    refuted = Grid(guesses[0].dims, None) if guesses else _no_map
+    return next((o for o in guesses if _moves_where_touched(t,o,touched,coarsest)), refuted)
 
 def _from_touches(net, sample, sides, training=()):
     "Strides of `net` by one image with `sides`, and the places that move in each tensor when it is touched"
@@ -688,7 +691,7 @@ def _why_it_does_not_run(net, x, error):
     shapes = ' and '.join(str(tuple(t.shape)) for t in tensors(sample.xs))
     if x is not None and _runs(net, sample.xs):
         return (f'{name} runs on the sample, of {shapes}, not on images of other sizes, '
-            f'and not on a batch of {1+len(_places)} ({first_line(error)}), so its strides cannot be followed')
+            f'and not on a batch of {_n_touched} ({first_line(error)}), so its strides cannot be followed')
     if x is not None: return f'{name} does not run on the sample `x`, of {shapes}: {first_line(error)}'
     what = f'{name} does not run on an image that was made up for it, of {sample.first.shape[1]} channels'
     return f'{what}: {first_line(error)}. Give a sample of what it reads, a tensor or a tuple: `x=`'

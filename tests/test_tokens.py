@@ -205,3 +205,26 @@ def test_in_turn_takes_the_memory_of_one_pass(name, T):
         with in_turn(m): in_turns = peak_memory(lambda: m(x))
     made = finer.numel()*finer.element_size()
     assert in_turns < 1.3*native+made
+
+def test_what_may_be_a_coarser_map_and_is_not_believed_is_no_reason_to_do_nothing():
+    "The stride that is known is that of the patches; what is asked for may be finer than the answer, so silence would be wrong"
+    class Mixed(nn.Module):
+        "Patches, and a map of 7x7 of which each value reads all of them"
+        def __init__(self):
+            super().__init__()
+            self.patches,self.mix = nn.Conv2d(3,4,4,4),nn.Linear(14*14,7*7)
+        def forward(self, x): return self.mix(self.patches(x).flatten(2)).unflatten(2, (7,7))
+    m = Mixed()
+    x = torch.randn(1,3,56,56)
+    with pytest.raises(CannotDilate, match='its stride is not known'): set_output_stride(m, 4, x)
+    with pytest.raises(CannotDilate): set_output_stride(m, 2, x)
+
+def test_strides_of_one_size_do_not_depend_on_the_random_numbers_of_the_day():
+    "Nor is one of them drawn"
+    m,found = timm.create_model('vit_tiny_patch16_224', features_only=True, out_indices=[0], depth=1),[]
+    for seed in range(3):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        found.append(get_output_stride(m))
+        assert state.equal(torch.get_rng_state())
+    assert found==[16,16,16]
