@@ -91,8 +91,9 @@ def clause(s):
     "What a reader needs of the warning or error `s`"
     s = re.sub(r'^Cannot dilate (`\S+`): it ', r'\1 ', s.split('\n')[0])
     s = re.sub(r'^At output_stride=\d+ this \w+ (is not|may not be) exact: ', '', s)
-    s = re.sub(r', and cannot run by phases', '', s)
-    return re.sub(r'[.] [A-Z`].*', '', s.replace('|', '/'))[:160]
+    s = re.sub(r', and cannot run by phases', '', s).replace('|', '/')
+    s = re.sub(r'[.] .*', '', s) # what to do instead
+    return s if len(s)<160 else s[:157].rpartition(' ')[0]+' …'
 
 def crash(e):
     "An error in words, and the innermost function of the library that it came through"
@@ -208,6 +209,10 @@ def ask_form(m, tell):
         times.append(digits(paired(m,o,x)))
         tell(times=times)
 
+def peak():
+    "Gigabytes that this process has taken at most"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
+
 def ask(net, tell):
     "Tell what becomes of the network in the first of its `forms` that is not refused"
     refused = None
@@ -219,6 +224,8 @@ def ask(net, tell):
         try: return ask_form(m, partial(tell,form=form))
         except CannotDilate as e: refused = form,str(e)
     form,why = refused
+    # the library takes any error for a size of image on which a network does not run
+    if peak()>.8*gigabytes: raise MemoryError
     what = 'no map' if 'makes no map' in why else 'refused'
     tell(form=form, verdict=what, why=clause(why))
 
@@ -302,6 +309,11 @@ def warm_up():
     "What the first change of a process imports is not a matter of a network"
     set_output_stride(timm.create_model('test_resnet'), 8)
 
+def stop(*_):
+    "End as if by itself, with rows in order; who stops it may say so twice"
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(1)
+
 @call_parse
 def main(
     only:str='',            # only networks whose library, family and name fit this expression
@@ -318,16 +330,18 @@ def main(
     if not summary:
         nets = [*all_names()]
         has_row = set() if again else {key(o) for o in read(out)[1]}
-        szs = sized([o for o in nets if o not in has_row and re.search(only,' '.join(o))])
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)) # so that it ends as it does by itself
+        szs = sized(nets)
+        todo = [o for o in in_order(szs,each_family) if o not in has_row and re.search(only,' '.join(o))]
+        signal.signal(signal.SIGTERM, stop)
         write(out, heads(nets), read(out)[1])
         with out.open('a') as f:
             def note(row):
                 print(json.dumps(row), file=f, flush=True)
                 print(*key(row), row['verdict'], row.get('why',''), flush=True)
-            for net in [o for o in szs if szs[o]>most]: note(row_of(net, szs.pop(net), verdict='too large'))
+            for net in todo:
+                if szs[net]>most: note(row_of(net, szs[net], verdict='too large'))
             warm_up()
-            try: ask_all(szs, in_order(szs,each_family), secs, workers, note)
+            try: ask_all(szs, [o for o in todo if szs[o]<=most], secs, workers, note)
             finally: write(out, heads(nets), read(out)[1])
     rows = read(out)[1]
     print(counted(rows))
