@@ -1,5 +1,5 @@
 "Every network of timm and torchvision, by name, at finer strides: a row for each in docs/networks.jsonl, which docs/networks.py reads"
-import faulthandler, itertools, json, math, multiprocessing.connection, os, re, resource, signal, sys, time, warnings
+import faulthandler, itertools, json, math, multiprocessing.connection, os, re, resource, signal, subprocess, sys, time, warnings
 import fastai, fastai.vision.models.xresnet as xresnets, timm, torch, torchvision, torchvision.models as tvm
 from pathlib import Path
 from fastai.vision.all import *
@@ -19,6 +19,7 @@ from util import alive
 
 most = 60               # millions of parameters; larger ones are not asked
 gigabytes = 10          # for one network
+idle = 600              # seconds without work after which one hangs
 tol = {torch.double:1e-6, torch.float:1e-4}
 # native sides are odd in the first image, and even in the second; what does not run on those has its own size
 odd_and_even = (65,129),(64,128)
@@ -196,11 +197,13 @@ def ask_form(m, tell):
         changed.append(new), secs.append(digits(took))
         tell(secs=secs, at=f'a pass at {T}', **how(new))
         err = max([off(m.to(dtype),new.to(dtype),strides,T,image(o).to(dtype)) for o in all_sides], key=lambda o: (o is None,o))
-        errs.append(None if err is None else digits(err,1))
+        errs.append(digits(err,1) if err is not None and math.isfinite(err) else None)
         worst = max(worst, verdict(err,said,tol[dtype]), key=[*verdicts].index)
         tell(errors=errs, **(dict(why=clause(said)) if said else {}))
+        # whatever it is at the next one
+        if worst=='silent': return tell(verdict=worst, why=f'at {T}, which is taken without a warning')
     tell(verdict=worst)
-    if None in errs: return
+    if None in errs: return # there is no map to ask what it costs
     x = first(o for o in (image((224,224)),image(own)) if fails(m.float(),o) is None)
     sides = [side(o.float(),strides,x) for o in (m,*changed)]
     tell(px=x.shape[-1], sides=sides)
@@ -213,21 +216,23 @@ def peak():
     "Gigabytes that this process has taken at most"
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
 
-def ask(net, tell):
-    "Tell what becomes of the network in the first of its `forms` that is not refused"
+def ask(net, row, tell):
+    "Tell what becomes of the network in the first of its `forms` that is not refused; `row` is what was told"
     refused = None
     for form,make in forms(*net).items():
+        row.clear()
         try: m = alive(make())
         except Exception as e:
             if refused: break # there is no such form
             return tell(verdict='not run', why=crash(e))
-        try: return ask_form(m, partial(tell,form=form))
-        except CannotDilate as e: refused = form,str(e)
-    form,why = refused
+        tell(form=form)
+        try: return ask_form(m, tell)
+        except CannotDilate as e: refused = {**row},str(e)
+    told,why = refused
     # the library takes any error for a size of image on which a network does not run
     if peak()>.8*gigabytes: raise MemoryError
     what = 'no map' if 'makes no map' in why else 'refused'
-    tell(form=form, verdict=what, why=clause(why))
+    tell(**told | dict(verdict=what, why=clause(why)))
 
 # Each network in a process of its own: one that dies has a line, too
 
@@ -245,7 +250,7 @@ def child(conn, net, secs):
     def tell(**kw):
         row.update(kw)
         conn.send(row)
-    try: ask(net, tell)
+    try: ask(net, row, tell)
     except OverflowError as e: tell(verdict='not run', why=str(e))
     except Exception as e:
         is_full = isinstance(e,MemoryError) or 'allocate memory' in str(e)
@@ -260,14 +265,20 @@ class Asked:
         self.conn,there = mp.Pipe(duplex=False)
         self.p = mp.Process(target=child, args=(there,net,secs), daemon=True)
         self.p.start(), there.close()
-        self.until = time.time()+10*secs
+        self.work,self.since = '',time.time()
+
+    def hangs(self):
+        "Has it taken nothing of a processor for a long time? On a busy machine it may take little"
+        work = subprocess.run(['ps','-o','time=','-p',str(self.p.pid)], capture_output=True, text=True).stdout
+        if work!=self.work: self.work,self.since = work,time.time()
+        return time.time()-self.since>idle
 
     def is_over(self):
         "Take what it has to say, if that is something; has it come to its end?"
         try:
             while self.conn.poll(): self.row = self.conn.recv()
         except EOFError: return True
-        return time.time()>self.until
+        return self.hangs()
 
     def end(self):
         "What there is to know of it"
@@ -277,7 +288,7 @@ class Asked:
         row,code = self.row,self.p.exitcode
         at = row.pop('at','its start')
         if 'verdict' in row: return row # the times alone may be missing
-        if not in_time: return row | dict(verdict='out of time', why=f'it hangs for {10*self.secs} seconds, at {at}')
+        if not in_time: return row | dict(verdict='out of time', why=f'it hangs, at {at}')
         is_slow = code==-signal.SIGXCPU
         if is_slow: return row | dict(verdict='out of time', why=f'it takes more than {self.secs} seconds, at {at}')
         return row | dict(verdict='crash', why=f'its process dies, signal {-code}, at {at}')

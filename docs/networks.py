@@ -7,7 +7,7 @@ folder = Path(__file__).resolve().parent
 jsonl,page = folder/'networks.jsonl',folder/'networks.md'
 
 # the better ones first
-verdicts = dict(o.split(': ', 1) for o in """exact: the native map is there, to float precision, and there is no warning
+verdicts = dict(o.split(': ', 1) for o in """exact: the native map is there, to 1e-6 of its largest value, and there is no warning
 warned, but exact: there is a warning, and the last map is exact all the same
 warned: the network changes, and a warning says that it is not exact, and why
 refused: an error says why, and the network stays as it was
@@ -57,7 +57,7 @@ def table(cols, rows):
     "Markdown"
     return '\n'.join(f"| {' | '.join(map(str,o))} |" for o in [cols, ['---']*len(cols), *rows])
 
-def series(xs): return ', '.join(f'{o:g}' for o in xs)
+def series(xs): return ', '.join('–' if o is None else f'{o:g}' for o in xs) # a map of another size has no error
 
 # titles of columns with a value for each output stride, and what rows call them
 lists = dict(strides='strides', error='errors', sides='sides', time='times', change='secs')
@@ -107,9 +107,9 @@ def how_far(head, rows):
     mine = [o for o in rows if o['library']==head['library']]
     large = sum(o['verdict']=='too large' for o in mine)
     who,n,left = f"{head['library']} {head['version']}",head['names'],head['names']-len(mine)
-    what = f'{len(mine)-large:,} were asked, and {large:,} are too large'
-    if not left: return f'- {who}: all {n:,} names; {what}.'
-    return f'- {who}: {len(mine):,} of {n:,} names so far, the smallest of each family first; {what}. {left:,} are still to be asked.'
+    what = f'{len(mine)-large:,} asked, {large:,} too large'
+    if not left: return f'- {who}: all {n:,} names, {what}.'
+    return f'- {who}: {len(mine):,} of {n:,} names so far, the smallest of each family first: {what}. {left:,} are still to be asked.'
 
 def all_rows(rows):
     cols = 'network','from','M','asked','verdict','strides','error','sides','time','change','how'
