@@ -1,248 +1,361 @@
-"What an output stride does to the smallest two networks of each family of timm and torchvision, and to the best-known ones; writes docs/networks.md"
-import json, re, signal, sys, timm, torch, traceback, warnings
-import fastai.vision.models.xresnet as xresnets, torchvision.models as tvm
+"Every network of timm and torchvision, by name, at finer strides: a row for each in docs/networks.jsonl, which docs/networks.py reads"
+import faulthandler, itertools, json, math, multiprocessing.connection, os, re, resource, signal, subprocess, sys, time, warnings
+import fastai, fastai.vision.models.xresnet as xresnets, timm, torch, torchvision, torchvision.models as tvm
 from pathlib import Path
 from fastai.vision.all import *
 from fastai_dilation.all import *
 from fastai_dilation.ask import before_pixels, last_maps
-from fastai_dilation.layers import CannotDilate
+from fastai_dilation.layers import CannotDilate, phases_in
 from fastai_dilation.output_stride import native_strides
-from fastai_dilation.strides import closed_inside
+from fastai_dilation.strides import as_tuple, closed_inside, is_map
+from fastai_dilation.trial import difference, has_native_size, native_part
 from fastcore.script import call_parse
 from fastcore.xdg import xdg_cache_home
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
+root = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(root/'docs'), str(root/'tests')]
+from networks import best_known, bugs, counted, key, read, verdicts, write
 from util import alive
 
-# the better ones first
-verdicts = dict(o.split(': ', 1) for o in """exact: the native map is there, to float precision, and there is no warning
-warned, but exact: there is a warning, and the last map is exact all the same
-warned: the network changes, and a warning says that it is not exact, and why
-refused: an error says why, and the network stays as it was
-not compared: it changes, and what it then makes of these images has no map to compare
-not run: too large or too slow for this page, or it does not run at all
-silent: not exact, and no warning, which is a bug
-crash: any other error, which is a bug""".split('\n'))
-bugs,tol = ['silent','crash'],1e-9
+most = 60               # millions of parameters; larger ones are not asked
+gigabytes = 10          # for one network
+idle = 600              # seconds without work after which one hangs
+tol = {torch.double:1e-6, torch.float:1e-4}
 # native sides are odd in the first image, and even in the second; what does not run on those has its own size
-sides = (65,129),(64,128)
-much_used = '''resnet50 resnet50d seresnet50 ecaresnet26t resnext50_32x4d resnetblur18 resnetrs50 convnext_tiny
-densenet121 efficientnet_b0 efficientnet_lite0 tf_efficientnet_b0 tf_efficientnetv2_b0 tf_efficientnet_lite0
-tf_mobilenetv3_small_100 tf_mixnet_s mobilenetv2_100 mobilenetv3_large_100 mobilenetv4_conv_small
-mobilenetv4_hybrid_medium regnety_008'''.split()
+odd_and_even = (65,129),(64,128)
 
-# what most people use, by family; `--popular` makes the page's first table of it
-best_known = """ResNet: timm resnet18, resnet34, resnet50, resnet50d; torchvision resnet18, resnet34, resnet50; fastai xresnet34, xresnet50
-ResNeXt: timm resnext50_32x4d
-SE-ResNet: timm seresnet50
-RegNet: timm regnety_008
-DenseNet: timm densenet121; torchvision densenet121
-VGG: timm vgg16_bn
-Inception: timm inception_v3
-EfficientNet: timm efficientnet_b0, tf_efficientnet_lite0; torchvision efficientnet_b0
-MobileNet: timm mobilenetv2_100, mobilenetv3_large_100; torchvision mobilenet_v3_large
-ConvNeXt: timm convnext_tiny; torchvision convnext_tiny
-HRNet: timm hrnet_w18
-ViT: timm vit_base_patch16_224
-Swin: timm swin_tiny_patch4_window7_224
-U-Net, built: fastai resnet18"""
+# All names
 
-def build(lib, name):
-    if lib=='fastai' and name=='resnet18': return create_unet_model(models.resnet18, 11, (224,224), pretrained=False)
-    if lib=='fastai': return getattr(xresnets, name)()
-    return timm.create_model(name) if lib=='timm' else tvm.get_model(name)
+def all_names():
+    "Library, family and name of every network"
+    def file_of(name): return tvm.get_model_builder(name).__module__.split('.')[-1]
+    yield from [('timm',fam,o) for fam in timm.list_modules() for o in timm.list_models(module=fam)]
+    yield from [('torchvision',file_of(o),o) for o in tvm.list_models(module=tvm)]
+    yield from [('torchvision','segmentation',o) for o in tvm.list_models(module=tvm.segmentation)]
+    yield from [('torchvision','detection',o) for o in tvm.list_models(module=tvm.detection)]
+    yield from [('fastai','xresnet',o) for o in xresnets.__all__ if re.match('xse|xres', o)]
+    yield 'fastai','unet','unet_resnet18'
 
-def families():
-    "Names of networks, by library and module"
-    res = {('timm',o):timm.list_models(module=o) for o in timm.list_modules()}
-    for o in tvm.list_models(module=tvm):
-        module = tvm.get_model_builder(o).__module__.split('.')[-1]
-        res.setdefault(('torchvision',module), []).append(o)
-    return res
+def forms(lib, fam, name):
+    "Ways to build a network, by name; each is for one that is refused as the form before"
+    unet = partial(create_unet_model, models.resnet18, 11, (224,224), pretrained=False)
+    if lib=='fastai': return dict(whole=unet if fam=='unet' else getattr(xresnets,name))
+    if lib=='timm':
+        maps = partial(timm.create_model, name, features_only=True, out_indices=[-1])
+        return dict(whole=partial(timm.create_model,name), features=maps)
+    is_dense = fam in ('segmentation','detection')
+    whole = partial(tvm.get_model, name, weights=None, **(dict(weights_backbone=None) if is_dense else {}))
+    if fam=='segmentation': return dict(whole=whole, backbone=lambda: whole().backbone)
+    # a detector resizes what it reads
+    if fam=='detection': return dict(backbone=lambda: whole().backbone, body=lambda: whole().backbone.body)
+    return dict(whole=whole)
 
-def millions(lib, name):
-    "Millions of parameters; without making them, where the network can be built on the meta device"
-    try:
-        with torch.device('meta'): m = build(lib, name)
-    except NotImplementedError: m = build(lib, name)
-    return sum(p.numel() for p in m.parameters())/1e6
+def first_form(net): return next(iter(forms(*net).values()))
 
-def smallest(fams, n=2):
-    "The `n` networks of each family with the fewest parameters, and their millions, which are kept for the next time"
+def millions(net):
+    "Millions of parameters; without making them, where the network can be built on the meta device; 0 if it cannot be built"
+    for device in ('meta','cpu'):
+        try:
+            with torch.device(device): return sum(p.numel() for p in first_form(net)().parameters())/1e6
+        except Exception: pass
+    return 0.
+
+def sized(nets):
+    "The millions of each of `nets`, which are kept for the next time"
     cache = xdg_cache_home()/'fastai_dilation_zoo.json'
     szs = json.loads(cache.read_text()) if cache.exists() else {}
-    new = [(lib,o) for (lib,_),names in fams.items() for o in names if f'{lib} {o}' not in szs]
-    for lib,o in progress_bar(new, leave=False): szs[f'{lib} {o}'] = millions(lib, o)
-    cache.mk_write(json.dumps(szs))
-    def of_family(lib, module, names):
-        sized = sorted([(szs[f'{lib} {o}'],i,o) for i,o in enumerate(names)])
-        return [(lib,module,o,sz) for sz,_,o in sized[:n]]
-    return [o for fam,names in fams.items() for o in of_family(*fam,names)]
+    def known_as(lib, fam, name): return f'{lib} {name}'
+    if new := [o for o in nets if known_as(*o) not in szs]:
+        print(f'counting the parameters of {len(new)} networks', flush=True)
+        for o in new: szs[known_as(*o)] = millions(o)
+        cache.mk_write(json.dumps(szs))
+    return {o:szs[known_as(*o)] for o in nets}
 
-def inputs(m):
-    "Images that `m` runs on: one with odd and one with even native sides, if it does"
-    own = tuple(getattr(m,'default_cfg',{}).get('input_size',(3,224,224))[1:])
-    runs = [torch.randn(1,3,*sz) for sz in sides if fails(m, torch.randn(1,3,*sz)) is None]
-    return runs or [torch.randn(1,3,*own)]
+def in_order(szs, each_family):
+    "The networks of `szs`, small ones first; before them the best-known ones, and before all the smallest of each family"
+    nets = sorted(szs, key=lambda o: (szs[o],o))
+    firsts = {}
+    for o in nets: firsts.setdefault(o[:2], o)
+    known = {(lib,name) for _,lib,name in best_known}
+    def rank(net):
+        if each_family and net==firsts[net[:2]]: return 0
+        return 1 if (net[0],net[2]) in known else 2
+    return sorted(nets, key=rank)
 
-def at(m, T):
-    "Verdict, error and reason for `m` at output stride `T`"
-    m = deepcopy(m)
-    with warnings.catch_warnings(record=True) as ws:
-        warnings.simplefilter('always')
-        try: set_output_stride(m, T)
-        except CannotDilate as e: return 'refused',None,str(e)
-    said,xs = first(str(o.message) for o in ws if o.category is InexactWarning) or '',inputs(m)
-    try: err = max(grid_error(m.double(), T, x.double()) for x in xs)
-    except ValueError as e: return ('warned' if said else 'not compared'),None,said or str(e)
-    if err<=tol: return ('warned, but exact' if said else 'exact'),err,said
-    return ('warned' if said else 'silent'),err,said
+# One network
+
+def digits(x, n=2): return float(f'{x:.{n}g}')
+
+def first_line(e): return (str(e).strip() or type(e).__name__).partition('\n')[0]
+
+def clause(s):
+    "What a reader needs of the warning or error `s`"
+    s = re.sub(r'^Cannot dilate (`\S+`): it ', r'\1 ', s.split('\n')[0])
+    s = re.sub(r'^At output_stride=\d+ this \w+ (is not|may not be) exact: ', '', s)
+    s = re.sub(r', and cannot run by phases', '', s).replace('|', '/')
+    s = re.sub(r'[.] .*', '', s) # what to do instead
+    return s if len(s)<160 else s[:157].rpartition(' ')[0]+' …'
+
+def crash(e):
+    "An error in words, and the innermost function of the library that it came through"
+    ours,tb = '',e.__traceback__
+    while tb:
+        code = tb.tb_frame.f_code
+        if 'fastai_dilation' in Path(code.co_filename).parts: ours = f' in `{code.co_name}`'
+        tb = tb.tb_next
+    return f'{type(e).__name__}{ours}: {first_line(e)}'[:200]
 
 def fails(m, x):
     "Why `m` does not run on `x`, if so"
     try:
         with torch.no_grad(): m(x)
-    except Exception as e: return repr(e)
+    except Exception as e: return crash(e)
 
-def check(lib, fam, name, sz):
-    "Output strides, the worse verdict, the error at the last of the strides, and the reason"
-    if sz>150: return (),'not run',None,f'{sz:.0f} M parameters'
-    m = alive(build(lib, name))
-    if why := fails(m, inputs(m)[0]): return (),'not run',None,why
-    try: possible = output_strides(m)[:-1]
-    except CannotDilate as e: return (),'refused',None,str(e)
-    # below 4 a map takes too much memory
-    Ts = [T for T in (16,8) if T in possible] or [T for T in possible if 4<=T<8] or [8]
-    res = [at(m, T) for T in Ts]
-    verdict,_,reason = max(res, key=lambda o: list(verdicts).index(o[0]))
-    return Ts,verdict,res[-1][1],reason
+def image(sides): return torch.randn(1, 3, *sides)
 
-def row(net, secs=90):
-    "What `check` says of `net`, in one thread and at most `secs`"
-    class TooSlow(BaseException): "No `Exception`, so that nobody on the way takes it for an error of the network"
-    def stop(*_): raise TooSlow
+def own_sides(m, strides):
+    "Those of the image that `m` was made for"
+    cfgs = [getattr(o,'default_cfg',None) or {} for o in m.modules()]
+    named = [o['input_size'][1:] for o in cfgs if 'input_size' in o]
+    return tuple(strides.sides or first(named) or (224,224))
+
+def asked(possible):
+    "16 and 8, if a network can have them, or the next to them"
+    less = possible[:-1]
+    if not less: raise CannotDilate(None, f'its output stride of {possible[-1]} cannot be another one')
+    return [T for T in (16,8) if T in less] or [max(less)]
+
+def last_map(m, strides, x, names):
+    "The `LastMap` of all that the modules `names` make"
+    with torch.no_grad(): found = last_maps(m, strides, (x,), names)
+    return [*found.values()][-1] if found else None
+
+def change(m, T):
+    "A copy of `m` at output stride `T`, the warning, and the seconds that it took"
+    m = deepcopy(m)
+    with warnings.catch_warnings(record=True) as ws:
+        warnings.simplefilter('always')
+        start = time.process_time()
+        set_output_stride(m, T)
+        secs = time.process_time()-start
+    return m,first(str(o.message) for o in ws if issubclass(o.category,InexactWarning)) or '',secs
+
+def off(native, changed, strides, T, x):
+    "How far the last map of `changed` is off the native one, as a part of its largest value"
+    new = last_map(changed, strides, x, before_pixels(changed,strides)-closed_inside(changed))
+    if new is None: return None
+    old = last_map(native, strides, x, {new.name})
+    def error(t, n, grid):
+        if not n.isfinite().all(): raise OverflowError('with random weights its map is not finite')
+        return difference(native_part(t,grid,T), n) if has_native_size(t,n,grid,T) else math.inf
+    return max(error(*o) for o in zip(new.tensors,old.tensors,new.grids) if is_map(o[-1]))
+
+def verdict(err, said, tol):
+    if err is None: return 'warned' if said else 'no map'
+    if err<=tol: return 'warned, but exact' if said else 'exact'
+    return 'warned' if said else 'silent'
+
+def how(m):
+    "How `m` runs, and the native passes that it takes, if it runs by phases as a whole"
+    phased = {n:p.n_all for n,p in phases_in(m).items() if p.n_all>1}
+    if '' in phased: return dict(how='whole', passes=phased[''])
+    return dict(how='by phases' if phased else 'dilated')
+
+def paired(native, changed, x, secs=6):
+    "Median of the ratios of seconds, `changed` and native in turns; the first turn counts only if it is the one"
+    def took(m):
+        start = time.perf_counter()
+        with torch.no_grad(): m(x)
+        return time.perf_counter()-start
+    def is_enough(turns): return len(turns)==8 or sum(map(sum,turns))>(1 if len(turns)>=4 else secs)
+    turns = []
+    while not is_enough(turns): turns.append((took(changed),took(native)))
+    return np.median([a/b for a,b in turns[1:] or turns])
+
+def side(m, strides, x):
+    "The last side of the last map that `m` makes of `x`; of several, of the one that is natively the coarsest"
+    o = last_map(m, strides, x, before_pixels(m,strides)-closed_inside(m))
+    maps = [(t,g) for t,g in zip(o.tensors,o.grids) if is_map(g)]
+    t,g = max(maps, key=lambda o: as_tuple(o[1].stride,3))
+    return t.shape[g.dims[-1]]
+
+def ask_form(m, tell):
+    "Tell what becomes of `m`: first whether it is exact, then what it costs"
+    strides = native_strides(m)
+    Ts = asked(strides.possible)
+    tell(strides=[strides.possible[-1],*Ts], at='a native pass')
+    own = own_sides(m, strides)
+    all_sides = [o for o in odd_and_even if fails(m,image(o)) is None] or [own]
+    if why := fails(m, image(all_sides[0])): return tell(verdict='not run', why=why)
+    is_double = fails(m.double(), image(all_sides[0]).double()) is None
+    dtype = torch.double if is_double else torch.float
+    if not is_double: tell(single=True)
+    worst,changed,errs,secs = 'exact',[],[],[]
+    for T in Ts:
+        tell(at=f'the change to {T}')
+        new,said,took = change(m.float(), T)
+        changed.append(new), secs.append(digits(took))
+        tell(secs=secs, at=f'a pass at {T}', **how(new))
+        err = max([off(m.to(dtype),new.to(dtype),strides,T,image(o).to(dtype)) for o in all_sides], key=lambda o: (o is None,o))
+        errs.append(digits(err,1) if err is not None and math.isfinite(err) else None)
+        worst = max(worst, verdict(err,said,tol[dtype]), key=[*verdicts].index)
+        tell(errors=errs, **(dict(why=clause(said)) if said else {}))
+        # whatever it is at the next one
+        if worst=='silent': return tell(verdict=worst, why=f'at {T}, which is taken without a warning')
+    tell(verdict=worst)
+    if None in errs: return # there is no map to ask what it costs
+    x = first(o for o in (image((224,224)),image(own)) if fails(m.float(),o) is None)
+    sides = [side(o.float(),strides,x) for o in (m,*changed)]
+    tell(px=x.shape[-1], sides=sides)
+    times = []
+    for o in changed:
+        times.append(digits(paired(m,o,x)))
+        tell(times=times)
+
+def peak():
+    "Gigabytes that this process has taken at most"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
+
+def ask(net, row, tell):
+    "Tell what becomes of the network in the first of its `forms` that is not refused; `row` is what was told"
+    refused = None
+    for form,make in forms(*net).items():
+        row.clear()
+        try: m = alive(make())
+        except Exception as e:
+            if refused: break # there is no such form
+            return tell(verdict='not run', why=crash(e))
+        tell(form=form)
+        try: return ask_form(m, tell)
+        except CannotDilate as e: refused = {**row},str(e)
+    told,why = refused
+    # the library takes any error for a size of image on which a network does not run
+    if peak()>.8*gigabytes: raise MemoryError
+    what = 'no map' if 'makes no map' in why else 'refused'
+    tell(**told | dict(verdict=what, why=clause(why)))
+
+# Each network in a process of its own: one that dies has a line, too
+
+def child(conn, net, secs):
+    "Send what is known of `net`, each time that it is more"
+    # seconds of the processor, so that it makes no difference what else runs on the machine
+    resource.setrlimit(resource.RLIMIT_CPU, (secs,secs+5))
+    resource.setrlimit(resource.RLIMIT_DATA, (gigabytes<<30,)*2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0,0))
     torch.set_num_threads(1), torch.manual_seed(0), warnings.simplefilter('ignore')
-    signal.signal(signal.SIGALRM, stop), signal.alarm(secs)
-    try: res = check(*net)
-    except TooSlow: res = (),'not run',None,f'it takes more than {secs} seconds'
-    except Exception as e: res = (),'crash',None,f'{e!r}\n{traceback.format_exc()}'
-    finally: signal.alarm(0)
-    return SimpleNamespace(**dict(zip(['lib','fam','name','sz','strides','verdict','error','reason'], [*net,*res])))
+    faulthandler.disable()
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1), os.dup2(null, 2)
+    row = {}
+    def tell(**kw):
+        row.update(kw)
+        conn.send(row)
+    try: ask(net, row, tell)
+    except OverflowError as e: tell(verdict='not run', why=str(e))
+    except Exception as e:
+        is_full = isinstance(e,MemoryError) or 'allocate memory' in str(e)
+        if is_full: tell(verdict='out of memory', why=f'it takes more than {gigabytes} GB at {row.get("at")}')
+        else: tell(verdict='crash', why=f'{crash(e)}; at {row.get("at")}')
 
-def map_side(net, strides, x):
-    "Side of the last map that `net` makes of `x`"
-    found = last_maps(net, strides, (x,), before_pixels(net,strides)-closed_inside(net))
-    name,maps = [*found.values()][-1]
-    return maps[0].shape[-1]
+class Asked:
+    "A network that is asked in a process of its own, and what is known of it"
+    def __init__(self, net, secs):
+        mp = multiprocessing.get_context('fork')
+        self.net,self.secs,self.row = net,secs,{}
+        self.conn,there = mp.Pipe(duplex=False)
+        self.p = mp.Process(target=child, args=(there,net,secs), daemon=True)
+        self.p.start(), there.close()
+        self.work,self.since = '',time.time()
 
-def known_row(fam, lib, name):
-    "What the page's first table says of a network: exact or not at 16 and 8, and the sides of its maps"
-    torch.manual_seed(0)
-    m = alive(build(lib, name))
-    try: strides = native_strides(m)
-    except CannotDilate as e: return fam,name,lib,'refused','refused','',clause(str(e))
-    cells,why,sides = [],'',[map_side(m,strides,torch.randn(1,3,224,224))]
-    for T in (16,8):
-        verdict,err,reason = at(m, T)
-        cells.append(verdict if err is None else f'{verdict}, {err:.1g}')
-        if verdict=='refused': why = clause(reason)
-        else: sides.append(map_side(set_output_stride(deepcopy(m),T,warn=False), strides, torch.randn(1,3,224,224)))
-    return fam,name,lib,*cells,', '.join(map(str,sides)) if len(sides)==3 else '',why
+    def hangs(self):
+        "Has it taken nothing of a processor for a long time? On a busy machine it may take little"
+        work = subprocess.run(['ps','-o','time=','-p',str(self.p.pid)], capture_output=True, text=True).stdout
+        if work!=self.work: self.work,self.since = work,time.time()
+        return time.time()-self.since>idle
 
-marks = '<!-- made by `python bench/zoo.py --popular` -->','<!-- end -->'
+    def is_over(self):
+        "Take what it has to say, if that is something; has it come to its end?"
+        try:
+            while self.conn.poll(): self.row = self.conn.recv()
+        except EOFError: return True
+        return self.hangs()
 
-def known_part(path):
-    "The page's first table, as it stands in `path`"
-    old = Path(path).read_text() if Path(path).exists() else ''
-    return old[old.index(marks[0])+len(marks[0]):old.index(marks[1])] if marks[0] in old else '\n'
+    def end(self):
+        "What there is to know of it"
+        self.p.join(5) # it says its last a little before it ends
+        in_time = not self.p.is_alive()
+        self.p.kill(), self.p.join()
+        row,code = self.row,self.p.exitcode
+        at = row.pop('at','its start')
+        if 'verdict' in row: return row # the times alone may be missing
+        if not in_time: return row | dict(verdict='out of time', why=f'it hangs, at {at}')
+        is_slow = code==-signal.SIGXCPU
+        if is_slow: return row | dict(verdict='out of time', why=f'it takes more than {self.secs} seconds, at {at}')
+        return row | dict(verdict='crash', why=f'its process dies, signal {-code}, at {at}')
 
-def popular_table():
-    "Ask the best-known networks, one after the other"
-    torch.set_num_threads(1), warnings.simplefilter('ignore')
-    rows = []
-    for line in best_known.split('\n'):
-        fam,libs = line.split(': ')
-        for lib,names in (o.split(' ',1) for o in libs.split('; ')):
-            for name in names.split(', '):
-                rows.append(known_row(fam, lib, name))
-                print(*rows[-1], flush=True)
-    return best_known_tables(rows)
+def ask_all(szs, nets, secs, workers, note):
+    "Ask `nets`, so many at a time, and `note` a row of each"
+    todo,going = iter(nets),[]
+    try:
+        while True:
+            going += [Asked(o,secs) for o in itertools.islice(todo, workers-len(going))]
+            if not going: return
+            multiprocessing.connection.wait([o.conn for o in going], timeout=5)
+            over = [o for o in going if o.is_over()]
+            for o in over: note(row_of(o.net, szs[o.net], **o.end()))
+            going = [o for o in going if o not in over]
+    finally:
+        for o in going: o.p.kill()
 
-def best_known_tables(rows):
-    "What `known_row` says of networks as Markdown: those that change, and those that are refused, with the reason"
-    rows = [(fam,f'`{name}`',*o) for fam,name,*o in rows]
-    def lines(cols, rows): return '\n'.join(f"| {' | '.join(o)} |" for o in [cols, ['---']*len(cols), *rows])
-    changed = lines(['family','network','from','at 16','at 8','224 px, at 32, 16, 8'], [o[:-1] for o in rows if not o[-1]])
-    return f"{changed}\n\n{lines(['family','network','from','why refused'], [(*o[:3],o[-1]) for o in rows if o[-1]])}"
+def row_of(net, sz, **kw):
+    lib,fam,name = net
+    return dict(library=lib, family=fam, name=name, millions=digits(sz,3)) | kw
 
-def clause(s):
-    "What a reader needs of the warning or error `s`"
-    s = re.sub(r'^Cannot dilate (`\S+`): it ', r'\1 ', s.split('\n')[0])
-    s = re.sub(r'^At output_stride=\d+ this \w+ is not exact: ', '', s).replace(', and cannot run by phases', '')
-    s = re.sub(r'^`output_stride` of this \w+ can be one of (.*), not \d+$', r'its output strides are \1', s)
-    return re.sub(r'[.:] [A-Z`].*', '', s.replace('|', '/'))[:160]
+def heads(nets):
+    "How many names each library has, and in which version"
+    of = dict(fastai=fastai.__version__, timm=timm.__version__, torchvision=torchvision.__version__.split('+')[0])
+    return [dict(library=k, version=v, names=sum(o[0]==k for o in nets)) for k,v in of.items()]
 
-def table(rows):
-    "`rows` as Markdown, without columns that are empty"
-    cols = {'network':[f'`{o.name}`' for o in rows], 'from':[f'{o.lib} {o.fam}' for o in rows],
-        'output strides':[', '.join(map(str,o.strides)) for o in rows]}
-    cols['error at the last'] = ['' if o.error is None else f'{o.error:.1g}' for o in rows]
-    cols['reason'] = [clause(o.reason) for o in rows]
-    cols = {k:v for k,v in cols.items() if any(v)}
-    return '\n'.join(f"| {' | '.join(o)} |" for o in [cols, ['---']*len(cols), *zip(*cols.values())])
+def warm_up():
+    "What the first change of a process imports is not a matter of a network"
+    set_output_stride(timm.create_model('test_resnet'), 8)
 
-def page(rows, known):
-    "The page: the table `known`, what was done, how many networks have each verdict, and a table for each"
-    found = {k:[o for o in rows if o.verdict==k] for k in verdicts}
-    counts = '\n'.join(f'| {k} | {len(found[k])} | {v} |' for k,v in verdicts.items())
-    return f"""# Which networks
-
-## The best-known ones
-
-*Exact*: on its native grid, the last map is the native one, to the error that stands beside it (in double precision, as below). Another network is
-asked by `python -m fastai_dilation NAME 8`. The last column has
-the sides of its maps of an image of 224 pixels. Where they are not 7, 14 and 28, they follow from exactness: a layer that does not pad its border has
-fewer positions (ConvNeXt, Inception), and timm's VGG has its last map behind a conv that reads 7x7 values at once. So resize a map by its stride
-(`to_pixels`), and not to the image's size.
-
-{marks[0]}{known}{marks[1]}
-
-## How this was measured
-
-What `set_output_stride` does to the smallest two networks of each module of timm, and of torchvision's classifiers, and to some of timm's best-known
-ones. Each was asked for the output strides 16 and 8, where it has them, and its last map, on the native grid, was compared with the native one. The
-error is the largest difference, as a part of the largest value. Weights are random, and none is near 0, which would hide a difference. There are two
-images, in double precision: one of 65x129 pixels, of which the native maps have odd sides, and one of 64x128, of which they have even ones.
-
-An *exact* network can change its stride at any time, before training or after. One that is *warned* of works, but \
-is no longer the function that
-was trained: train on at the new stride. One that is *refused* stays as it was. Any other network can be asked: \
-`set_output_stride` says what it
-cannot do, and `grid_error` how far a network is off.
-
-| verdict | networks | meaning |
-|---|---|---|
-{counts}
-""" + ''.join(f'\n## {k.capitalize()}\n\n{table(v)}\n' for k,v in found.items() if v)
+def stop(*_):
+    "End as if by itself, with rows in order; who stops it may say so twice"
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(1)
 
 @call_parse
 def main(
-    out:str='docs/networks.md', # page to write
-    quick:bool=False,           # every tenth network, and no page
-    popular:bool=False,         # the best-known networks alone, for the page's first table
-    only:str='',                # only networks whose library, module and name fit this expression, and no page
-    n_workers:int=2,            # processes
+    only:str='',            # only networks whose library, family and name fit this expression
+    workers:int=1,          # networks at a time
+    secs:int=120,           # of a processor, for one network
+    each_family:bool=False, # first the smallest network of each family, before all others
+    again:bool=False,       # ask those too that have a row
+    summary:bool=False,     # ask nothing, and say what the rows say
+    out:Path=root/'docs'/'networks.jsonl', # a row for each network
 ):
-    "Ask the smallest networks of each family, and the popular ones, for finer strides; fails if one is off in silence"
+    "Ask networks for finer strides, and go on where the last run ended; ends with 1 if a row says silent or crash"
     warnings.simplefilter('ignore')
-    if popular:
-        old,table = Path(out).read_text(),popular_table()
-        return Path(out).write_text(old.replace(marks[0]+known_part(out)+marks[1], f'{marks[0]}\n\n{table}\n\n{marks[1]}'))
-    named = [('timm','popular',o,millions('timm',o)) for o in much_used]
-    nets = [o for o in (*smallest(families()),*named) if re.search(only, ' '.join(o[:3]))][::10 if quick else 1]
-    rows = parallel(row, nets, n_workers=n_workers, progress=True)
-    for o in rows:
-        if only or quick or o.verdict in bugs: print(o.verdict, o.lib, o.name, o.strides, o.error, o.reason)
-    print(f'{len(rows)} networks: ' + ', '.join(f'{sum(o.verdict==k for o in rows)} {k}' for k in verdicts))
-    if not (only or quick): Path(out).write_text(page(rows, known_part(out)))
-    sys.exit(any(o.verdict in bugs for o in rows))
+    out = Path(out)
+    if not summary:
+        nets = [*all_names()]
+        has_row = set() if again else {key(o) for o in read(out)[1]}
+        szs = sized(nets)
+        todo = [o for o in in_order(szs,each_family) if o not in has_row and re.search(only,' '.join(o))]
+        signal.signal(signal.SIGTERM, stop)
+        write(out, heads(nets), read(out)[1])
+        with out.open('a') as f:
+            def note(row):
+                print(json.dumps(row), file=f, flush=True)
+                print(*key(row), row['verdict'], row.get('why',''), flush=True)
+            for net in todo:
+                if szs[net]>most: note(row_of(net, szs[net], verdict='too large'))
+            warm_up()
+            try: ask_all(szs, [o for o in todo if szs[o]<=most], secs, workers, note)
+            finally: write(out, heads(nets), read(out)[1])
+    rows = read(out)[1]
+    print(counted(rows))
+    found = [o for o in rows if o['verdict'] in bugs]
+    for o in found: print(*key(o), o['verdict'], o.get('errors',''), o.get('why',''))
+    sys.exit(bool(found))

@@ -6,6 +6,7 @@ from fastcore.script import call_parse
 from nbconvert import MarkdownExporter
 from nbdev.serve import proc_nbs
 from api import api
+from networks import write_page
 from pages import git_url, number, page, root
 
 # The sidebar calls pages by their names in the README. What is not named here is called by its file's name.
@@ -72,7 +73,7 @@ def home(proc):
 def main():
     "Write README.md, and the site to `_docs`"
     os.chdir(root)
-    readme()
+    readme(), write_page()
     for o in ('_proc','_docs'): shutil.rmtree(o, ignore_errors=True)
     proc = proc_nbs(str(root/'nbs'), n_workers=1)
     for o in proc.rglob('*.ipynb'): page(o, proc)

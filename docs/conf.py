@@ -16,7 +16,7 @@ html_show_sourcelink = html_copy_source = False
 nb_execution_mode = 'off'
 nb_render_markdown_format = 'myst'
 html_static_path = ['static']
-html_css_files = ['wide.css']
+html_css_files,html_js_files = ['wide.css'],['find.js']
 myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 3
 copybutton_exclude = '.linenos, .gp, .go'

@@ -11,6 +11,7 @@ root = Path(__file__).parent.parent
 sys.path.insert(0, str(root/'docs'))
 import pages as site
 from api import public, signature
+from networks import page as networks_page, read, text
 from pages import plain_pages, undefined, visible_code, without_quick
 
 @pytest.fixture(scope='module')
@@ -44,6 +45,10 @@ def test_api_has_all_public_names():
     assert {k for k in entries if '.' not in k}=={k for k in public_names.__all__ if callable(getattr(public_names,k))}
     assert signature('grid_error', entries['grid_error'])=='grid_error(model, output_stride, x=None, levels=False)'
     assert signature('vision_learner', entries['vision_learner'])=='vision_learner(dls, arch, ..., output_stride=None)'
+
+def test_the_page_of_networks_says_what_the_rows_say():
+    "After a run of bench/zoo.py, `python docs/networks.py` writes it anew"
+    assert networks_page.read_text(encoding='utf-8')==text(*read())
 
 def test_source_links(monkeypatch):
     "Without an address of the repository there is no link to a source; with one it leads to the line of the definition"
