@@ -212,7 +212,7 @@ def test_what_may_be_a_coarser_map_and_is_not_believed_is_no_reason_to_do_nothin
         "Patches, and a map of 7x7 of which each value reads all of them"
         def __init__(self):
             super().__init__()
-            self.patches,self.mix = nn.Conv2d(3,4,4,4),nn.Linear(14*14,7*7)
+            self.patches,self.mix = nn.Conv2d(3,5,4,4),nn.Linear(14*14,7*7)
         def forward(self, x): return self.mix(self.patches(x).flatten(2)).unflatten(2, (7,7))
     m = Mixed()
     x = torch.randn(1,3,56,56)
