@@ -10,6 +10,7 @@ from timing import fwd, ratio
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
 from util import alive, each_resize_is_native
 from fastai_dilation import CannotDilate, get_output_stride, set_output_stride
+from fastai_dilation.ask import multiply_adds
 from fastai_dilation.evaluate import time_in_turns
 
 def torchvisions(name): return partial(getattr(tvs,name), weights=None, weights_backbone=None)
@@ -35,15 +36,18 @@ def body_alone(m, T, x):
 
 def row(name, make, px, turns):
     torch.manual_seed(0)
-    m,x = alive(make()).double().eval(),torch.randn(1, 3, px, px*3//2).double()
+    m = alive(make()).double().eval()
     S = get_output_stride(m)
+    px = max(px, S) # PAN pools its coarsest map three times
+    x = torch.randn(1, 3, px, px*3//2).double()
     T = 4 if S==8 else 8
     changed = deepcopy(m)
     try: set_output_stride(changed, T)
-    except CannotDilate as e: return f'| {name} | {S} to {T} | refused: `{e.layer}` | | | {body_alone(m,T,x)} |'
+    except CannotDilate as e: return f'| {name} | {S} to {T} | refused: `{e.layer}` | | | | {body_alone(m,T,x)} |'
     with torch.no_grad(): off = each_resize_is_native(m, changed, x)
+    work = multiply_adds(changed,x)/multiply_adds(m,x)
     times,_ = ratio(*time_in_turns([partial(fwd,changed.float(),x.float()), partial(fwd,m.float(),x.float())], turns))
-    return f'| {name} | {S} to {T} | aligned | {off:.0e} | {times:.1f} | {body_alone(m.double(),T,x)} |'
+    return f'| {name} | {S} to {T} | aligned | {off:.0e} | {work:.1f} | {times:.1f} | {body_alone(m.double(),T,x)} |'
 
 @call_parse
 def main(
@@ -51,6 +55,6 @@ def main(
     px:int=256,    # the shorter side of an image
     turns:int=4,   # in which times are taken
 ):
-    print('| model | output stride | its resizes | each, given a map with nothing new in it, is off by | time of a forward | with the body changed alone |\n|---|---|---|---|---|---|')
+    print('| model | output stride | its resizes | each, given a map with nothing new in it, is off by | multiply-adds | time of a forward | with the body changed alone |\n|---|---|---|---|---|---|---|')
     for name,make in models.items():
         if only in name: print(row(name,make,px,turns), flush=True)

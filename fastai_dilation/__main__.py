@@ -19,7 +19,7 @@ from fastcore.script import call_parse
 from torch import nn
 from .layers import CannotDilate,phases_of
 from .strides import similar
-from .output_stride import native_strides,set_output_stride
+from .output_stride import native_strides,network_of,set_output_stride
 from .ask import explain,grid_error,multiply_adds
 
 # %% ../nbs/16_check.ipynb #ck07
@@ -85,7 +85,8 @@ Answer = namedtuple('Answer', [
     'sides',    # of an image, in pixels
     'work',     # multiply-adds for that, as times the native ones
     'possible', # output strides that the network can have
-])
+    'resizing', # modules that resize finer maps, at the native positions; the last map is the one in front of them
+], defaults=[0])
 
 def is_exact(answer): return answer.off<1e-4
 
@@ -94,6 +95,7 @@ def check(
     output_stride, # of the last map
 ): # an `Answer`
     "What becomes of `net` at `output_stride`, and whether it is exact; raises what `set_output_stride` raises"
+    net = network_of(net) # of a detector, its body
     strides = native_strides(net)
     sides = strides.sides or {1:(16000,), 2:(224,224), 3:(32,112,112)}[strides.sample.ndim]
     xs = strides.sample.resized(sides)
@@ -107,13 +109,16 @@ def check(
     phased = sum(o.is_by_phases for o in becomes)
     whole = phases_of(net)
     passes = whole.n_all if whole else 0
-    return Answer(off, warned, traded, apart, phased, passes, sides, work, strides.possible)
+    resizing = sum(o.places=='resizes' for o in becomes)
+    return Answer(off, warned, traded, apart, phased, passes, sides, work, strides.possible, resizing)
 
 # %% ../nbs/16_check.ipynb #884f7f8f
 def _changes_in_words(answer):
     if answer.passes: return f'the whole network runs by phases: {answer.passes} native passes for one'
+    decoder = (f'\nmodules that resize at the native positions, behind that map: {answer.resizing}. '
+        'What they make is a better sampled answer, and not the native one') if answer.resizing else ''
     return (f'layers whose stride is traded: {answer.traded}; with taps farther apart: {answer.apart}; '
-        f'run by phases: {answer.phased}')
+        f'run by phases: {answer.phased}{decoder}')
 
 def _in_words(answer):
     verdict = 'exact' if is_exact(answer) else 'not exact'
