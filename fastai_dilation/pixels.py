@@ -17,6 +17,7 @@ import torch
 from operator import floordiv,truediv
 from torch import nn
 from .layers import as_tuple,by_axis
+from .resizes import read_along
 
 # %% ../nbs/06_pixels.ipynb #tpx05
 def _middle(T): return by_axis(lambda T: (T-1)/2, T)
@@ -32,10 +33,7 @@ def to_pixels(
     if offset is None: offset = _middle(output_stride)
     strides,offsets = [as_tuple(o,len(size)) for o in (output_stride,offset)]
     for ax,n,T,first in zip(range(-len(size),0), size, strides, offsets, strict=True):
-        i,p = torch.arange(x.shape[ax], device=x.device),torch.arange(n, device=x.device)
-        at = ((p-first)/T).clamp(0, x.shape[ax]-1)
-        w = 1-(at[:,None]-i).abs()
-        x = (x.movedim(ax,-1) @ w.clamp(min=0).to(x.dtype).T).movedim(-1,ax)
+        x = read_along(x, ax, (torch.arange(n,device=x.device)-first)/T)
     return x
 
 # %% ../nbs/06_pixels.ipynb #ad43c78c
