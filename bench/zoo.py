@@ -7,7 +7,7 @@ from fastai_dilation.all import *
 from fastai_dilation.ask import before_pixels, last_maps
 from fastai_dilation.layers import CannotDilate, phases_in
 from fastai_dilation.output_stride import native_strides
-from fastai_dilation.strides import as_tuple, closed_inside, is_map
+from fastai_dilation.strides import as_tuple, closed_inside, first_line, is_map
 from fastai_dilation.trial import difference, has_native_size, native_part
 from fastcore.script import call_parse
 from fastcore.xdg import xdg_cache_home
@@ -85,8 +85,6 @@ def in_order(szs, each_family):
 # One network
 
 def digits(x, n=2): return float(f'{x:.{n}g}')
-
-def first_line(e): return (str(e).strip() or type(e).__name__).partition('\n')[0]
 
 def clause(s):
     "What a reader needs of the warning or error `s`"

@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .layers import *
 from .strides import *
 from .phases import *
+from .resizes import resize_of
 from .trial import *
 from .search import *
 from .output_stride import *
@@ -47,12 +48,12 @@ LastMap = namedtuple('LastMap', [
 ])
 
 def last_maps(net, strides, xs, names):
-    "By native stride, in the order in which they are made: the `LastMap` of those that the modules `names` make of `xs`, up to the first resize of a finer one"
+    "By native stride, in order: the `LastMap` that the modules `names` make of `xs` in front of the first resize of a finer one"
     found,n_calls,is_resized = {},defaultdict(int),False
     def note_resize(name, i, forward, *args, **kwargs):
         nonlocal is_resized
-        hows = vars(net.get_submodule(name)).get('_resizes', {i:None})
-        is_resized = is_resized or bool(hows[i] and hows[i].reads!=1)
+        how = resize_of(net.get_submodule(name), i)
+        is_resized = is_resized or how is not None and how.reads!=1
         return forward(*args, **kwargs)
     def note(name, forward, *args, **kwargs):
         y = forward(*args, **kwargs)
@@ -216,7 +217,7 @@ class Becomes(namedtuple('Becomes', [
 def _in_decoder(net):
     "By name of a module that resizes finer maps, or pools the native positions of one: 'resizes' or 'reads'"
     modules = dict(net.named_modules())
-    resize = {n:'resizes' for n,m in modules.items() if any(vars(m).get('_resizes',()))}
+    resize = {n:'resizes' for n,m in modules.items() if any(resizes_of(m) or ())}
     return resize | {n:'reads' for n,m in modules.items() if isinstance(m,GridPool) and m.spacing!=1}
 
 def _what_becomes(name, strides, plan, phased, places):

@@ -9,7 +9,8 @@ PyTorch's convs can be dilated. Its average pools cannot, and its max-pools lose
 # %% auto #0
 __all__ = ['kinds', 'Changed', 'CannotDilate', 'as_tuple', 'on_each_axis', 'by_axis', 'ceil_div', 'DilatedPool', 'GridPool',
            'Kind', 'conv_setting', 'ConvKind', 'PoolKind', 'is_whole_number', 'SpacedKind', 'knows_spacing',
-           'phases_of', 'phases_in', 'is_closed', 'kind_of', 'own_strides', 'change', 'restore', 'is_changed']
+           'phases_of', 'phases_in', 'resizes_of', 'is_closed', 'kind_of', 'own_strides', 'change', 'restore',
+           'is_changed']
 
 # %% ../nbs/00_layers.ipynb #6588b5d5
 from collections import namedtuple
@@ -224,6 +225,11 @@ def phases_of(m):
 def phases_in(net):
     "`Phases` by name of each module of `net` that runs by them"
     return {n:phases_of(m) for n,m in net.named_modules() if phases_of(m) is not None}
+
+# %% ../nbs/00_layers.ipynb #c9d4adb0
+def resizes_of(m):
+    "For each `F.interpolate` in the own `forward` of module `m` how it is done at the native positions; `None` if it is as ever"
+    return vars(m).get('_resizes')
 
 # %% ../nbs/00_layers.ipynb #231715db
 def is_closed(m):

@@ -136,8 +136,7 @@ def _refuse_late_layers(now, native, changed):
 # %% ../nbs/05_output_stride.ipynb #01b0f465
 def _is_refuted(strides):
     "Does the network make what may be a map, and was not believed?"
-    answers = [g for c in strides.calls.get('',()) for g in c.makes if g]
-    return bool(strides.sides) and any(g.dims and not is_map(g) for g in answers)
+    return bool(strides.sides) and any(g and g.dims and not is_map(g) for g in strides.answers)
 
 def _refuse_refuted_answers(net, strides):
     if _is_refuted(strides):
@@ -166,7 +165,7 @@ def _refuse_swapped_sides(net, strides):
 
 # %% ../nbs/05_output_stride.ipynb #59580301
 def _try_all_ways(net, strides, T, x):
-    "Change what has to be inside of `net`; or run all of it by phases, or let it resize otherwise, where that does not do; what was `Found`"
+    "Change what has to be inside of `net`; else run it by phases as a whole, or resize natively; what was `Found`"
     found = try_out(net, strides, T, x)
     if not found.lost: return found
     first = next(iter(found.lost)) # the modules around it are lost by it

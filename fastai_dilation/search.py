@@ -525,13 +525,9 @@ def try_out(net, strides, T, x=None, decoder=Decoder()):
     return found._replace(untried=found.untried+untried, decoder=decoder)
 
 # %% ../nbs/04_search.ipynb #aeeba3d3
-def _answers(strides):
-    "Grids of what the network makes"
-    return [g for c in strides.calls.get('',()) for g in c.makes]
-
 def _makes_finer_maps(strides, T):
     "Does the network make maps alone, and a finer one at output stride `T`?"
-    grids = _answers(strides)
+    grids = strides.answers
     return all(map(is_map,grids)) and any(is_finer(g.stride,T) for g in grids)
 
 def try_whole(net, strides, T, x=None):
@@ -576,13 +572,13 @@ def global_pools(net):
 def _pools_in_lost(net, strides, T, found):
     "By name of a pool over a whole map in a module that is lost: how many times finer than natively that is"
     names = [n for n in global_pools(net) if is_inside(n,found.lost) and not is_inside(n,found.phased)]
-    finer = {n:by_axis(lambda S,T: S//min(S,T), strides.reads(n)[-1], T) for n in names if strides.reads(n)}
+    finer = {n:rule(strides.reads(n)[-1],1,T)[0] for n in names if strides.reads(n)}
     return {n:o for n,o in finer.items() if o!=1}
 
 # %% ../nbs/04_search.ipynb #74dc47c0
 def _answers_as_natively(strides, T):
     "Does the network make a map, and none that is finer at output stride `T`?"
-    grids = [g for g in _answers(strides) if g is not None] # a class for the whole image may stand beside it
+    grids = [g for g in strides.answers if g is not None] # a class for the whole image may stand beside it
     return len(grids)>0 and all(is_map(g) and not is_finer(g.stride,T) for g in grids)
 
 _most_rounds = 4 # a pool behind another one is found in the next round

@@ -144,7 +144,7 @@ def _without_hooks(hooks):
 
 # %% ../nbs/01_strides.ipynb #4f1e17fb
 class _Resizes(TorchFunctionMode):
-    "Inside, each `F.interpolate` is `watch(name of the module that calls it, its number there, forward, *args, **kwargs)`"
+    "Inside, each `F.interpolate` is `watch(name, i, forward, *args, **kwargs)`: number `i` of the module that calls it"
     def __init__(self, modules, watch):
         super().__init__()
         self.modules,self.watch,self.running = modules,watch,[]
@@ -160,7 +160,7 @@ class _Resizes(TorchFunctionMode):
         name,i = self.running[-1]
         self.running[-1][1] += 1
         m = self.modules[name]
-        forward = partial(m.resize,i) if '_resizes' in vars(m) else func
+        forward = func if resizes_of(m) is None else partial(m.resize, i)
         return self.watch(name, i, forward, *args, **kwargs)
 
 # %% ../nbs/01_strides.ipynb #b47bb5cx
@@ -183,7 +183,7 @@ def watched(net, watch, meta=False, training=(), watch_resize=None):
             _replace_tensors(m, stand_in)
             forward = m.forward
             if resizes:
-                if '_resizes' in state: state['_turned_on'] = nullcontext # one mode sees all
+                if resizes_of(m) is not None: state['_turned_on'] = nullcontext # one mode sees all
                 forward = partial(resizes.run, name, forward)
             state['forward'] = partial(watch, name, forward)
         with resizes or nullcontext(): yield
@@ -421,6 +421,11 @@ class Strides:
     # a module need not be called, as an auxiliary head in evaluation
     def reads(self, name): return _strides_of(o.reads for o in self.calls.get(name,()))
     def makes(self, name): return _strides_of(o.makes for o in self.calls.get(name,()))
+
+    @property
+    def answers(self):
+        "Grids of what the network makes"
+        return [g for c in self.calls.get('',()) for g in c.makes]
 
     @cached_property
     def output(self):

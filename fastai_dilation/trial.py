@@ -104,7 +104,7 @@ class _ForeignOps(TorchDispatchMode):
 
 # %% ../nbs/03_trial.ipynb #nat03
 class Natives:
-    "What a native network reads and makes of `xs`: by name of a module the record of each call, and of each own resize; and foreign operations"
+    "The record of each call, and of each own resize, of the modules of a native network on `xs`; and its foreign operations"
     def __init__(self, net, strides, xs,
         training=(), # names of the modules that are in training mode
     ):
@@ -174,7 +174,7 @@ class Trial:
         self.n_closed = 0               # and how many of them are of modules that are closed
 
     def run(self):
-        watch_resize = self.watch_resize if any('_resizes' in vars(m) for m in self.modules.values()) else None
+        watch_resize = self.watch_resize if any(map(resizes_of, self.modules.values())) else None
         with watched(self.net, self.watch, training=self.natives.training, watch_resize=watch_resize):
             try: self.net(*self.natives.xs)
             except Exception as e: self.lost.setdefault('', e)
@@ -367,7 +367,7 @@ def watch_resize(self:Trial, name, i, forward, x, *args, **kwargs):
     "What resize `i` of a call of module `name` makes, put right if it is at the native positions"
     y,call = forward(x, *args, **kwargs),self._next_resize(name)
     if call is None or not self._all_right([x],call.reads): return y
-    how = vars(self.modules[name]).get('_resizes',{i:None})[i]
+    how = resize_of(self.modules[name], i)
     if how:
         line = on_native_line(call.reads[0].value, x.shape, how, mode_of(x,*args,**kwargs))
         judged = forward(line, *args, **kwargs)
