@@ -43,7 +43,8 @@ def trees(checkout, patches, tmp):
 
 def python(tree, *args):
     "Run Python on one thread with the fastai in `tree`"
-    env = {k:v for k,v in os.environ.items() if k!='IN_TEST'}
+    # nbdev exports nothing where IN_TEST is set, and a test of a warning fails where warnings are ignored
+    env = {k:v for k,v in os.environ.items() if k not in ('IN_TEST','PYTHONWARNINGS')}
     paths = os.pathsep.join(map(str,[tree,Path(__file__).parent]))
     env.update(PYTHONPATH=paths, OMP_NUM_THREADS='1')
     res = subprocess.run([sys.executable,*args], env=env, cwd=tree, capture_output=True, text=True)
