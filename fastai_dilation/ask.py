@@ -13,13 +13,14 @@ class_maps(model, x, 8)   # what does a classifier say of each position of its l
 
 # %% auto #0
 __all__ = ['LastMap', 'Layer', 'before_pixels', 'last_maps', 'grid_error', 'in_words', 'Becomes', 'Table', 'explain',
-           'multiply_adds', 'sharing_copy', 'class_maps']
+           'multiply_adds', 'sharing_copy', 'smoothed', 'ClassMaps', 'class_maps']
 
 # %% ../nbs/07_ask.ipynb #01378911
 import html,itertools,math,warnings
 from collections import defaultdict,namedtuple
 from copy import deepcopy
 from functools import partial
+from fastcore.basics import patch
 import torch
 from torch import nn,Tensor
 from torch.utils._pytree import tree_map
@@ -339,26 +340,73 @@ def _refuse_what_is_no_batch(net, x):
         raise ValueError(f'`x` has to be a batch of images, a tensor with {ndim} axes, not {what}; '
             'one image is `x[None]`')
 
-def class_maps(
-    model,           # a `Learner` or a classifier; it is left as it was
-    x,               # a batch of images, normalised as for training
-    output_stride=8, # of the maps
-): # what it says of each position: batch, classes, and the sides of the map
-    "What the head of a classifier says of each position of its last map"
-    net = network_of(model)
-    _refuse_what_is_no_batch(net, x)
-    pool,sides = _head_pool(net, x[:1]),[]
+# %% ../nbs/07_ask.ipynb #cm09l
+def smoothed(
+    x,     # a map
+    finer, # how many times as fine as natively it is, a number or one for each axis
+): # as large; at the border there are fewer neighbours
+    "Mean around each position of `x` in which each place between two native positions counts the same"
+    for ax,d in enumerate(as_tuple(finer,x.ndim-2), start=2):
+        i = torch.arange(x.shape[ax], device=x.device)
+        # `d` positions; of an even number the two outer ones are half in, and both lie at the same place
+        w = (d/2+.5-(i[:,None]-i).abs()).clamp(0, 1)
+        mean = (w/w.sum(1,keepdim=True)).to(x.dtype)
+        x = (x.movedim(ax,-1) @ mean.T).movedim(-1,ax)
+    return x
+
+# %% ../nbs/07_ask.ipynb #cm09o
+class ClassMaps:
+    "What the head of a classifier says of each position of its last map, planned with the first batch"
+    def __init__(self,
+        model,           # a `Learner` or a classifier; it is left as it was
+        output_stride=8, # of the maps
+        smooth=False,    # `smoothed`, without stripes?
+    ):
+        self.net,self.output_stride,self.smooth = network_of(model),output_stride,smooth
+        self.pool = None # not planned yet
+
+    def _plan(self, x):
+        pool = _head_pool(self.net, x)
+        self.dilated = sharing_copy(self.net, self.output_stride)
+        finer = partial(by_axis, lambda S,T: S//T)
+        self.finer = finer(native_strides(self.net,x).output, get_output_stride(self.dilated,x))
+        self.pool = pool
+
+    def __call__(self,
+        x, # a batch of images, normalised as for training, or a `DataLoader`
+    ): # what it says of each position: batch, classes, and the sides of the map
+        if isinstance(x,Tensor): return self._of_batch(x)
+        if not hasattr(x,'dataset'): _refuse_what_is_no_batch(self.net, x)
+        device = device_of(self.net)
+        return torch.cat([self._of_batch(tensors(b)[0].to(device)).cpu() for b in x])
+
+# %% ../nbs/07_ask.ipynb #cm09p
+@patch
+def _of_batch(self:ClassMaps, x):
+    _refuse_what_is_no_batch(self.net, x)
+    if self.pool is None: self._plan(x[:1])
+    sides = []
     def one_by_one(name, forward, *args, **kwargs):
-        if name!=pool: return forward(*args, **kwargs)
+        if name!=self.pool: return forward(*args, **kwargs)
         features, = args
         sides.extend(features.shape[2:])
         positions = features.movedim(1,-1).flatten(0,-2)
         return forward(positions.reshape(*positions.shape, *[1]*len(sides)))
-    dilated = sharing_copy(net, output_stride)
     try:
-        with watched(dilated, one_by_one): scores = dilated(x.as_subclass(Tensor))
-        return scores.unflatten(0, (len(x),*sides)).movedim(-1, 1)
+        with watched(self.dilated, one_by_one): scores = self.dilated(x.as_subclass(Tensor))
+        maps = scores.unflatten(0, (len(x),*sides)).movedim(-1, 1)
     except Exception as e:
-        raise ValueError(f'What comes behind `{pool}` in this {type(net).__name__} is not the head of a classifier, '
+        what = type(self.net).__name__
+        raise ValueError(f'What comes behind `{self.pool}` in this {what} is not the head of a classifier, '
             'which can be asked about one position of the map at a time. '
             f'A model that answers for each pixel needs no `class_maps` ({e})') from e
+    return smoothed(maps, self.finer) if self.smooth else maps
+
+def class_maps(
+    model,           # a `Learner` or a classifier; it is left as it was
+    x,               # a batch of images, normalised as for training, or a `DataLoader`
+    output_stride=8, # of the maps
+    smooth=False,    # `smoothed`, without stripes?
+): # what it says of each position: batch, classes, and the sides of the map
+    "What the head of a classifier says of each position of its last map; `ClassMaps` is for many batches"
+    return ClassMaps(model, output_stride, smooth)(x)

@@ -10,7 +10,7 @@ from util import never_download
 root = Path(__file__).parent.parent
 sys.path.insert(0, str(root/'docs'))
 import pages as site
-from api import public, signature
+from api import by_use, examples, public, raises, signature
 from networks import page as networks_page, read, text
 from pages import plain_pages, undefined, visible_code, without_quick
 
@@ -41,10 +41,29 @@ def test_real_numbers():
 def test_api_has_all_public_names():
     "The API page has what `from fastai_dilation.all import *` brings, with arguments as they are"
     from fastai_dilation import all as public_names
-    entries = {k:f for objs in public().values() for k,f in objs.items()}
+    entries = {k:f for k,(f,_) in public().items()}
     assert {k for k in entries if '.' not in k}=={k for k in public_names.__all__ if callable(getattr(public_names,k))}
     assert signature('grid_error', entries['grid_error'])=='grid_error(model, output_stride, x=None, levels=False)'
     assert signature('vision_learner', entries['vision_learner'])=='vision_learner(dls, arch, ..., output_stride=None)'
+
+def test_each_name_of_the_api_stands_under_a_use():
+    "A new name needs a place on the page, and an example is about a name that is there"
+    told = [o for names in by_use.values() for o in names.split()]
+    assert len({*told})==len(told)
+    assert {*public()}<={*told} and {*examples,*raises}<={*told}
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore')
+def test_the_examples_of_the_api_run(tmp_path):
+    "Each example runs as it stands, one after the other"
+    from fastai.vision import all as fastai_names
+    from fastai_dilation import all as our_names
+    files = make_files(tmp_path)
+    net = fastai_names.resnet18().eval()
+    names = {**vars(fastai_names), **{k:getattr(our_names,k) for k in our_names.__all__}}
+    names |= dict(net=net, body=fastai_names.create_body(fastai_names.resnet18()), x=torch.randn(2,3,128,128), dls=class_dls(files), mask_dls=seg_dls(files))
+    for code in examples.values(): exec(code, names)
+    assert names['y'].shape==(2,512,4,4) and names['heat'].shape[2:]==(128,128)
 
 def test_the_page_of_networks_says_what_the_rows_say():
     "After a run of bench/zoo.py, `python docs/networks.py` writes it anew"
