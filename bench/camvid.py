@@ -51,8 +51,7 @@ def theirs(cls, **kwargs):
 
 at_16 = dict(encoder_output_stride=16)
 # what is trained, and the strides to predict at
-runs = {
-    'V3 at 32': (partial(ours,32), (32,16,8)),
+runs = {'V3 at 32': (partial(ours,32), (32,16,8)),
     'V3 at 16': (partial(ours,16), (16,8,4)),
     'V3+ at 32': (partial(ours,32,skip=4), (32,16)),
     'V3+ at 16': (partial(ours,16,skip=4), (16,8)),

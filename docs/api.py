@@ -8,8 +8,7 @@ from fastcore.nbio import read_nb
 from pages import number, root, slug
 
 # what a user may want, and the names that do it; an added name has to be put under one of these
-by_use = {
-    'Change the stride': 'set_output_stride get_output_stride output_strides pool_over in_turn',
+by_use = {'Change the stride': 'set_output_stride get_output_stride output_strides pool_over in_turn',
     "fastai's learners": 'vision_learner unet_learner cnn_learner deeplab_learner GradientCheckpointing Learner.set_output_stride',
     'Ask a network': 'grid_error explain receptive_field output_stride_report',
     'Maps': 'class_maps ClassMaps smoothed to_pixels ToPixels by_tiles',

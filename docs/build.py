@@ -13,28 +13,28 @@ from pages import git_url, number, page, root
 tutorials = dict(real_weights='Real weights: photos', localise='Localise: where is it?', one_axis='One axis: when does it sound?',
     segment='Segment: larger maps, same weights', detect='Detect: small objects', inpaint='Inpaint: seeing past a hole',
     levels='Levels: all maps of a network', tiles='Tiles: large images', gridding='Gridding: what one position sees')
-reference = dict(networks='Which networks', decoders='Whole models that segment', api='API: every function', peers='How its peers compare',
-    deploy='Compile, export, many GPUs')
-library = {o.split(':')[0]:o for o in """layers: taps that can be moved apart
-strides: which stride has a map?
-phases: any module, phase by phase
-resizes: at the native positions
-trial: try it, then believe it
-search: dilated, or by phases
-output_stride: one argument
-pixels: where a value stands
-ask: exact, why, where
-reach: how far a value sees
-holders: what a network may be in
-detectors: the body of torchvision's
-pretrained: ImageNet weights
+reference = dict(pays='Does it pay?', networks='Which networks', decoders='Whole models that segment', api='API: every function',
+    peers='Costs, and how its peers compare', deploy='Compile, export, many GPUs')
+library = {o.split(':')[0]:o for o in """layers: pools and convs, dilated
+strides: how the strides of a network are found
+phases: what cannot be dilated
+resizes: F.interpolate on a finer map
+trial: the proof, by running both
+search: what is dilated, what runs by phases
+output_stride: the function that you call
+pixels: from a map to the image
+ask: is it exact, and what changes?
+reach: receptive fields and tiles
+holders: Learner, U-Net
+detectors: torchvision's
+pretrained: ImageNet weights for XResNets
 xresnet: fastai's blocks and networks
 learner: fastai's learners
 checkpointing: less memory, more time
 deeplab: DeepLabV3 and V3+
 evaluate: accuracy, time, memory
-demo: what is in a photo, and where?
-check: can this network be dilated?""".split('\n')}
+demo: photos and digits
+check: the command""".split('\n')}
 start,contribute = {'tutorials/start':'Getting started'},{'CONTRIBUTING':'How to contribute', '90_upstream':'The pull requests into fastai',
     'CHANGELOG':'Changes'}
 
@@ -61,12 +61,11 @@ def toc(caption, pages):
     return f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{lines}\n```'
 
 def home(proc):
-    "The first page also says how to install, and has the sidebar"
+    "The first page has links at its top, and the sidebar"
     nb = read_nb(proc/'index.ipynb')
-    links = ['[Getting started](tutorials/start.ipynb)', '[Which networks](networks.md)', '[API](api.md)',
-        *([f'[Source]({git_url})'] if git_url else []), 'Apache-2.0']
-    how = f"`pip install '.[timm]'` in a copy of the repository. {' · '.join(links)}"
-    nb.cells.insert(1, mk_cell(how, 'markdown'))
+    links = ['[Getting started](tutorials/start.ipynb)', '[Which networks](networks.md)', '[Does it pay?](pays.md)', '[API](api.md)',
+        *([f'[Source]({git_url})'] if git_url else [])]
+    nb.cells.insert(1, mk_cell(' · '.join(links), 'markdown'))
     nb.cells += [mk_cell(toc(k,ps), 'markdown') for k,ps in sidebar(proc).items()]
     write_nb(nb, proc/'index.ipynb')
 

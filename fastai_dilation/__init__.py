@@ -1,17 +1,4 @@
-"""A network halves the resolution five times (fastai's deep ones seven times, the deeper ones nine): its last map has one value for every 32x32 pixels. `output_stride=8` sets the last two strides to 1 and dilates the layers behind them. **Every value of the native map (the one before the change) is still there, to float precision, and every weight keeps its name.** Where that is not so, the library says so by name.
-
-In a copy of this repository, `pip install '.[timm]'`, and then:
-
-```python
-from fastai.vision.all import *
-from fastai_dilation.all import *
-
-learn = vision_learner(dls, xresnet34, output_stride=8)          # and cnn_learner
-learn = deeplab_learner(mask_dls, 'resnet50d', output_stride=16) # timm's, by name
-model = set_output_stride(resnet34(), 8)                         # one that exists
-grid_error(model, 8)                                             # off by 8e-7
-maps = class_maps(model, x, 8)                                   # what is where?
-```
+"""A network halves the resolution five times, so its last map has one value for every 32x32 pixels: its *output stride* is 32. `set_output_stride(model, 8)` sets the last two strides to 1 and dilates the layers behind them. **Every value of the native map (the one before the change) is still there, to float precision, and every weight keeps its name.** Where that is not so, the library says so by name.
 
 Modules:
 

@@ -257,7 +257,10 @@ def localise(
     xs,ys = [torch.cat(o).as_subclass(Tensor) for o in zip(*dls.valid)]
     xs,bias = xs.split(50),model[-1].bias.detach()[:,None,None]
     maps = {T:torch.cat([class_maps(model,x,T) for x in xs])-bias for T in Ts}
-    if path: draw_where(maps, items[:3], path)
+    if path:
+        draw_where(maps, items[:3], path)
+        # the two that matter, for a page that is narrow
+        draw_where({T:maps[T] for T in (32,8)}, items[:2], path.with_stem('gain'))
     over_grid = {T:(m+bias)[...,::32//T,::32//T].mean((2,3)) for T,m in maps.items()}
     said = {T:o>0 for T,o in over_grid.items()}
     def same(a, b): return (a==b).float().mean().item()
