@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from fastai_dilation import CannotDilate, InexactWarning, explain, get_output_stride, grid_error, set_output_stride
 from fastai_dilation.resizes import Resize, Resizing, on_native_line, resized
-from util import alive, each_resize_is_native, resizes_of
+from util import alive, each_resize_is_native, resizes_of, slow_if
 
 # One resize
 
@@ -106,7 +106,7 @@ def upsampled(mode='nearest', **kw):
 
 small = dict(in_forward=InForward, with_skip=WithSkip, pyramid=Pyramid, pooled=Pooled, two_heads=TwoHeads, upsampled=upsampled,
     linear_upsampled=partial(upsampled,'bilinear',align_corners=True))
-each_small = pytest.mark.parametrize('name', small)
+each_small = pytest.mark.parametrize('name', slow_if(small,'upsampled','pooled'))
 
 def made(name): return alive(small[name]()).double().eval()
 def images(*sides): return torch.randn(2, 3, *(sides or (64,96)), dtype=torch.double)
@@ -131,7 +131,7 @@ def test_a_model_changes_its_stride_in_one_call(name):
     assert all(a.equal(b) for a,b in zip(answer(m,x),native))
 
 @each_small
-@pytest.mark.parametrize('stride', [4, (16,4), *[pytest.param(o,marks=pytest.mark.slow) for o in (8,2)]])
+@pytest.mark.parametrize('stride', [(16,4), *[pytest.param(o,marks=pytest.mark.slow) for o in (8,4,2)]])
 def test_each_resize_of_a_model_is_native_where_nothing_is_new(name, stride):
     "A stride for each axis too; and sides that are no multiples, where the native model runs on them"
     m = made(name)

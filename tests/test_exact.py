@@ -18,7 +18,7 @@ from util import stays_exact, tensors
 tiny = ['resnet','convnext','efficientnet','nfnet','byobnet'] # timm has these for tests
 large = ['convnext_atto','fasternet_t0','inception_next_atto','xception41','nf_resnet26','resnetv2_50','resnet18d']
 large += ['res2net50_14w_8s']
-nets = [f'test_{o}' for o in tiny] + [pytest.param(o,marks=pytest.mark.slow) for o in large]
+nets = slow_if([f'test_{o}' for o in tiny],'nfnet','byobnet') + [pytest.param(o,marks=pytest.mark.slow) for o in large]
 @pytest.mark.parametrize('name', nets)
 def test_networks_of_timm_are_exact(name):
     "In double precision, with no branch that adds nothing; and no warning"

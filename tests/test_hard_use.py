@@ -20,8 +20,8 @@ def unet(name, T=8): return randomize(create_unet_model(archs[name], 3, (64,64),
 def path(tmp_path_factory): return make_files(tmp_path_factory.mktemp('data'))
 
 def label(o): return getattr(o,'__name__',o)
-all_kinds = [(classifier,'small'), (classifier,'small50'), (unet,'small')]
-large = (classifier,'resnet18'),(unet,'resnet18'),(unet,'small50')
+all_kinds = [(classifier,'small50'), (unet,'small')]
+large = (classifier,'small'),(classifier,'resnet18'),(unet,'resnet18'),(unet,'small50')
 all_kinds += [pytest.param(*o, marks=pytest.mark.slow) for o in large]
 kinds = pytest.mark.parametrize('f,name', all_kinds, ids=label)
 

@@ -38,8 +38,8 @@ def hub(tmp_path, monkeypatch):
 
 def body_of(learn): return learn.model[0].eval()
 
-weighted = [(f,resnet18) for f in (vision_learner,cnn_learner,unet_learner)]
-weighted += [pytest.param(vision_learner, xresnet50, marks=pytest.mark.slow)]
+weighted = [(vision_learner,resnet18)]
+weighted += [pytest.param(*o, marks=pytest.mark.slow) for o in ((cnn_learner,resnet18),(unet_learner,resnet18),(vision_learner,xresnet50))]
 @pytest.mark.parametrize('f,arch', weighted)
 def test_weights_are_loaded_first_and_dilated_after(hub, path, f, arch):
     "Pretrained weights are loaded first and dilated after; cut, split and normalisation are the arch's"

@@ -75,7 +75,7 @@ def test_pairs(tmp_path, name):
             assert theirs>.01
             set_output_stride(m,32)
 
-@pytest.mark.parametrize('words', ['module.', '_orig_mod.', 'model.', 'encoder.', 'backbone.', 'module.model.encoder.'])
+@pytest.mark.parametrize('words', slow_if(['module.', '_orig_mod.', 'model.', 'encoder.', 'backbone.', 'module.model.encoder.'],'back','_orig','el.enc'))
 def test_wrapped_files(t18, tmp_path, capsys, words):
     "Words that wrappers put in front of names are taken off, and said; what has none, as a decoder, is left out"
     path,t = t18
@@ -185,7 +185,7 @@ def test_published_weights(hub, name):
     if name!='xresnext50':
         with torch.no_grad(): assert net(name, pretrained=True)(x).equal(m(x))
 
-@pytest.mark.parametrize('name', slow_if([o for o in names if o not in pairs],'101','152','deeper'))
+@pytest.mark.parametrize('name', slow_if([o for o in names if o not in pairs],'101','152','deeper','xse'))
 def test_unpublished(name):
     "No twin: said so, by learners and constructors"
     arch,words = getattr(xresnet,name),f'published for {name}. .*pretrained=False.*path of a file'
@@ -194,7 +194,7 @@ def test_unpublished(name):
         with pytest.raises(ValueError, match=f'published for {name}'): net(name, pretrained=True)
     with torch.device('meta'): create_vision_model(arch, 5, pretrained=False)
 
-@pytest.mark.parametrize('name', ['xse_resnet18','xresnext18','xresnet18_deep','xse_resnext18_deeper'])
+@pytest.mark.parametrize('name', slow_if(['xse_resnet18','xresnext18','xresnet18_deep','xse_resnext18_deeper'],'resnext'))
 def test_own_weights(tmp_path, name):
     "Every constructor takes a file of its own"
     m = randomize(net(name))
@@ -234,7 +234,7 @@ def test_tags(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, 'timm', None)
     with pytest.raises(ImportError, match='pip install timm'): net('xresnet18', weights='resnet18d.ra2_in1k')
 
-@pytest.mark.parametrize('f', [vision_learner, cnn_learner, unet_learner])
+@pytest.mark.parametrize('f', [unet_learner, *[pytest.param(o,marks=pytest.mark.slow) for o in (vision_learner,cnn_learner)]])
 def test_tags_in_learners(hub, tmp_path, f):
     "Tags in learners: the body, frozen, normalised with the tag's own statistics"
     path,dls_of = make_files(tmp_path),seg_dls if f is unet_learner else class_dls

@@ -42,7 +42,7 @@ def test_wrong_taps_show(monkeypatch):
     off,words = asked(net, 4, x)
     assert off>.01 and words==[]
 
-@pytest.mark.parametrize('set_stride,exact', [(set_output_stride,True), (wrong_taps,False)])
+@pytest.mark.parametrize('set_stride,exact', [(wrong_taps,False), pytest.param(set_output_stride,True,marks=pytest.mark.slow)])
 def test_the_command_sees_wrong_taps(monkeypatch, set_stride, exact):
     "It gives weights to what starts near 0"
     monkeypatch.setattr(ask, 'set_output_stride', set_stride)

@@ -46,7 +46,7 @@ def test_options_of_a_unet_of_timm(kw):
     assert get_output_stride(m)==16
 
 @pytest.mark.parametrize('kw', [{}, dict(output_stride=16)], ids=['native','16'])
-@pytest.mark.parametrize('n_in', [3,4])
+@pytest.mark.parametrize('n_in', [4, pytest.param(3,marks=pytest.mark.slow)])
 def test_a_unet_has_timms_weights(path, tmp_path, kw, n_in):
     "Weights are timm's, also for other channels; the encoder is frozen, and the images are normalised as timm says, if they have three"
     torch.manual_seed(1)

@@ -64,7 +64,7 @@ def two_stages(expansion=1, **kwargs):
     return create_body(xresnet.XResNet(xresnet.ResBlock, expansion, [1,1], **{'widen':.25, **kwargs}), cut=-4)
 
 @pytest.mark.parametrize('kw', arch_kws, ids=lambda o: ','.join(f'{k}={getattr(v,"__name__",v)}' for k,v in o.items()))
-@pytest.mark.parametrize('expansion', [1,4])
+@pytest.mark.parametrize('expansion', [4, pytest.param(1,marks=pytest.mark.slow)])
 def test_invariant_options(kw, expansion):
     "With each option of `XResNet`, and both kinds of blocks"
     m = randomize(two_stages(expansion, **kw))
