@@ -20,7 +20,7 @@ Modules:
 - `fastai_dilation.search`: Dilate the layers that are known, try the network, and run by phases what the trial finds
 - `fastai_dilation.strides`: The rule that says what becomes of each layer, and how to find the strides that it needs, in any network
 - `fastai_dilation.trial`: Run the changed network beside the native one, and see which module does not do what it did
-- `fastai_dilation.upstream`: Add output_stride: trade the strides of a network for dilation, exactly
+- `fastai_dilation.upstream`: Add output_stride to XResNet and vision_learner
 - `fastai_dilation.xresnet`: `output_stride` for every XResNet; `dilation` and `first_dilation` for `ResBlock`"""
 
 __version__ = "0.1.0"

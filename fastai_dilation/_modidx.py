@@ -803,7 +803,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'fastai_dilation.upstream._has': ('upstream.html#_has', 'fastai_dilation/upstream.py'),
                                           'fastai_dilation.upstream._is_fastai': ( 'upstream.html#_is_fastai',
                                                                                    'fastai_dilation/upstream.py'),
-                                          'fastai_dilation.upstream._message': ('upstream.html#_message', 'fastai_dilation/upstream.py'),
                                           'fastai_dilation.upstream._module_of': ( 'upstream.html#_module_of',
                                                                                    'fastai_dilation/upstream.py'),
                                           'fastai_dilation.upstream._nb_path': ('upstream.html#_nb_path', 'fastai_dilation/upstream.py'),

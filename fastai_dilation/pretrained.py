@@ -190,7 +190,7 @@ def load_weights(
 # %% ../nbs/09_pretrained.ipynb #55095f55
 def _arch_name(expansion, layers):
     "Name of the constructor that builds blocks of this `expansion`, as many as `layers` says"
-    # `xresnet18_deeper` has two blocks less in its first four stages
+    # `xresnet18_deeper` has two blocks fewer in its first four stages
     n = 8 if layers[0]==2 else sum(layers[:4])
     return f'xresnet{2 + (2 if expansion==1 else 3)*n}' + {4:'',6:'_deep',8:'_deeper'}[len(layers)]
 

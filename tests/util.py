@@ -4,9 +4,6 @@ from functools import partial
 from pathlib import Path
 from torch import nn
 from fastai.vision.models import xresnet
-from fastai_dilation.layers import as_tuple, phases_in
-from fastai_dilation.resizes import mode_of, on_native_line
-from fastai_dilation.strides import is_inside, watched
 
 names = [o for o in xresnet.__all__ if o.startswith(('xresnet','xresnext','xse_')) and o!='xsenet154']
 
@@ -121,6 +118,8 @@ def said(f, *args, **kwargs):
 
 def resizes_of(net, x):
     "By name of a module that resizes maps, for each of its resizes: what it read, the call, what it made, and its mode"
+    from fastai_dilation.resizes import mode_of   # test_upstream uses this file too, without the package
+    from fastai_dilation.strides import watched
     found = {}
     def note(name, i, forward, x, *args, **kwargs):
         read,y = x.clone(),forward(x, *args, **kwargs)
@@ -132,6 +131,9 @@ def resizes_of(net, x):
 
 def each_resize_is_native(native, changed, x, most=1e-6):
     "Given a finer map with nothing new in it, each resize of `changed` makes what the `native` net does; the largest difference"
+    from fastai_dilation.layers import as_tuple, phases_in
+    from fastai_dilation.resizes import on_native_line
+    from fastai_dilation.strides import is_inside
     before,after,errors = resizes_of(native,x),resizes_of(changed,x),[]
     phased = phases_in(changed)
     for name in [o for o in after if not is_inside(o,phased)]:
