@@ -722,6 +722,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'fastai_dilation/strides.py'),
                                          'fastai_dilation.strides.are_in_sight': ( 'strides.html#are_in_sight',
                                                                                    'fastai_dilation/strides.py'),
+                                         'fastai_dilation.strides.belongs_to_network': ( 'strides.html#belongs_to_network',
+                                                                                         'fastai_dilation/strides.py'),
                                          'fastai_dilation.strides.closed_inside': ( 'strides.html#closed_inside',
                                                                                     'fastai_dilation/strides.py'),
                                          'fastai_dilation.strides.device_of': ('strides.html#device_of', 'fastai_dilation/strides.py'),

@@ -13,6 +13,7 @@ A detector of torchvision resizes its images itself, so no map in it grows with 
 __all__ = []
 
 # %% ../nbs/08a_detectors.ipynb #2d8fa50e
+from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.ops import MultiScaleRoIAlign
@@ -21,6 +22,7 @@ from .output_stride import network_in,note_stride
 # %% ../nbs/08a_detectors.ipynb #3a8a988b
 @network_in.register(GeneralizedRCNN)
 @network_in.register(RetinaNet)
+@network_in.register(FCOS)
 def _(model): return getattr(model.backbone, 'body', model.backbone)
 
 # %% ../nbs/08a_detectors.ipynb #62d75a56

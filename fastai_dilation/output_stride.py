@@ -297,10 +297,11 @@ def _as_plain(pool):
     for o in ('pool_type','spacing','between'): del vars(pool)[o]
 
 # %% ../nbs/05_output_stride.ipynb #4cab3b52
-_densenet = '`nn.Sequential(m.features, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), m.classifier)`'
+_with_pool = "`nn.Sequential(OrderedDict([*body, ('pool',nn.AdaptiveAvgPool2d(1)), ('flat',nn.Flatten()), head]))`"
 
-how_to_put_a_pool = ("make a network of its parts, and put an `nn.AdaptiveAvgPool2d(1)` between: "
-    f"torchvision's `densenet121` is {_densenet}, and its `mobilenet_v2` the same without the ReLU. timm's have such a pool")
+how_to_put_a_pool = ("put its parts together under their names, so that the weights keep theirs, and an `nn.AdaptiveAvgPool2d(1)` between: "
+    f"`*body,head = m.named_children()`, then {_with_pool}. So it goes for torchvision's `mobilenet_v2`, `mnasnet` and `shufflenet_v2`; "
+    "its `densenet121` has a `('relu',nn.ReLU())` in front of the pool. timm's have such a pool")
 
 def pool_over(
     model,            # a network with pools that read a whole map, or its `Learner`; changed in place

@@ -231,6 +231,9 @@ def _split_all(args, x, p, split=split, n_phases=None):
 def _how_each(ts, p):
     "By tensor of `ts`, the `Phases` by which it is merged, or `None`; mostly all are maps like the first one"
     def is_like_first(o): return o.ndim==ts[0].ndim and p.sides(o)==p.sides(ts[0])
+    if p.makes and len(ts)>len(p.makes):
+        raise ValueError(f'Run by phases, this module makes {len(ts)} tensors, and when that was tried it made {len(p.makes)}. '
+            'How to merge the others is not known: ask it for no more than then')
     return p.makes or [p if is_like_first(o) else None for o in ts]
 
 # %% ../nbs/02_phases.ipynb #7b2704a0

@@ -464,6 +464,7 @@ def _hooks_in_words(net, strides, T, phased):
         m,who = net.get_submodule(name),f'`{name}` has a hook, which'
         hooks = [*m._forward_hooks.values(), *m._forward_pre_hooks.values()]
         sees_finer = any(is_finer(S,T) for S in (*strides.reads(name),*strides.makes(name)))
+        if all(map(belongs_to_network,hooks)): continue # they were tried with it
         if name and is_inside(parent(name), phased): words.append(f'{who} sees the phases of a map as the batch')
         elif sees_finer and not all(map(_is_known_to_look_only,hooks)):
             words.append(f'{who} was not tried: if it changes a map, it may be told its stride')

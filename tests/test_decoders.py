@@ -273,7 +273,7 @@ def test_a_whole_detector_changes_its_body_and_its_pooler_forgets_its_scales():
     assert scales()==[1/8]
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['fasterrcnn_resnet50_fpn','retinanet_resnet50_fpn','maskrcnn_resnet50_fpn'])
+@pytest.mark.parametrize('name', ['fasterrcnn_resnet50_fpn','retinanet_resnet50_fpn','fcos_resnet50_fpn','maskrcnn_resnet50_fpn'])
 def test_a_well_known_detector_detects_at_a_finer_stride(name):
     "Its body is exact; its pooler takes the new scales"
     m = alive(tvm.detection.__dict__[name](weights=None, weights_backbone=None, min_size=128, max_size=160)).eval()

@@ -140,7 +140,7 @@ def test_class_maps_says_what_it_needs():
     "The head of a classifier, and a batch; the model is as it was"
     x = torch.randn(1,3,64,64)
     cases = [(create_deeplab_model(small,3,pretrained=False), 'DeepLab is not the head of a classifier'),
-        (create_body(small()), 'no adaptive pool module in front of its head'), (small_densenet(), 'put an `nn.AdaptiveAvgPool2d')]
+        (create_body(small()), 'no adaptive pool module in front of its head'), (small_densenet(), 'put its parts together')]
     for m,words in cases:
         before,ts = state(m),tensors(m)
         with pytest.raises(ValueError, match=words): class_maps(m, x, 8)

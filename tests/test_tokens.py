@@ -110,6 +110,17 @@ def test_maps_of_several_strides_are_each_right(side):
     finer = tensors_of(m(x))
     for y,z,times in zip(finer, native, (1,4,1,2)): close(y[...,::times,::times], z)
 
+class OnRequest(Levels):
+    "Makes a list of positions too, if asked"
+    def forward(self, x, tokens=False):
+        maps = super().forward(x)
+        return maps | dict(tokens=maps['fine'].flatten(2)) if tokens else maps
+
+def test_more_tensors_than_were_tried_are_refused_in_words():
+    "Nobody knows how to merge the phases of what was never seen"
+    m = set_output_stride(OnRequest().double().eval(), 4)
+    with pytest.raises(ValueError, match='makes 5 tensors, and when that was tried it made 4'): m(image(64,80), tokens=True)
+
 class LastToFirst(nn.Module):
     "Reads a map with its channels last, in windows, and makes one that has them first"
     def __init__(self):

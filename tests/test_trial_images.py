@@ -204,6 +204,33 @@ def test_hooks_that_were_not_tried_are_named():
     words, = said(set_output_stride, net, 1)
     assert '`1`' in words and 'hook' in words
 
+class Collects(nn.Module):
+    "Hooks its layers when it is called first, and returns what they make, as transformers' networks do"
+    def __init__(self):
+        super().__init__()
+        self.layers,self.is_hooked,self.kept = nn.Sequential(*convs(2,2,2)),False,[]
+    def keep(self, y): self.kept.append(y)
+    def forward(self, x):
+        def hook(m, args, y): self.keep(y)
+        hook.__module__ = 'transformers.utils.output_capturing'
+        if not self.is_hooked:
+            for o in self.layers: o.register_forward_hook(hook)
+            self.is_hooked = True
+        self.kept.clear()
+        self.layers(x)
+        return self.kept[-2:]
+
+@pytest.mark.parametrize('was_called', [False,True])
+def test_hooks_that_a_network_needs_are_tried_with_it(was_called):
+    "They stay, they are not there twice, and nobody is warned of them"
+    net,x = Collects().double(),torch.randn(1,3,65,81).double()
+    native = deepcopy(net)(x)
+    if was_called: net(x)
+    n_hooks = [len(o._forward_hooks) for o in net.layers]
+    assert said(set_output_stride, net, 2)==[]
+    assert [len(o._forward_hooks) for o in net.layers]==n_hooks
+    for finer,step,want in zip(net(x), (2,4), native, strict=True): close(finer[...,::step,::step], want, 1e-12)
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['inception_v3','googlenet'])
 def test_aux_heads_of_torchvision_are_told(name):

@@ -1,9 +1,10 @@
 "What a user of learners, DeepLab, reports and class maps reads, and what does as he is told"
+from collections import OrderedDict
 from functools import partial
 import pytest, timm, torch, torchvision.models as tvm
 from fastai.vision.all import CrossEntropyLossFlat, Learner, models, nn, vision_learner, xresnet18
 from fastai_dilation.all import (CannotDilate, class_maps, create_deeplab_model, create_timm_model, create_unet_model,
-    create_vision_model, get_output_stride, grid_error, output_stride_report, to_pixels)
+    create_vision_model, get_output_stride, grid_error, output_stride_report, pool_over, set_output_stride, to_pixels)
 from fastai_dilation.__main__ import _by_name
 from seg_data import class_dls, make_files
 from util import alive, close, said
@@ -111,19 +112,28 @@ def test_class_maps_of_a_map():
     "A network of convs alone"
     with pytest.raises(ValueError, match='and what it makes is a map'): class_maps(Resizes(), torch.randn(1,3,64,64), 8)
 
-def by_parts(m, *act): return nn.Sequential(m.features, *act, nn.AdaptiveAvgPool2d(1), nn.Flatten(), m.classifier)
+def with_pool(m, *between):
+    "What `class_maps` and `pool_over` advise, word for word"
+    *body,head = m.named_children()
+    return nn.Sequential(OrderedDict([*body, *between, ('pool',nn.AdaptiveAvgPool2d(1)), ('flat',nn.Flatten()), head]))
 
-@pytest.mark.parametrize('arch,act', [(lambda: tvm.DenseNet(8,(2,2,2,2),16,num_classes=5),[nn.ReLU()]),
-    (lambda: tvm.MobileNetV2(5,.25,[(1,16,1,1),*[(6,32,1,2)]*4]),[])], ids=['densenet','mobilenet_v2'])
-def test_what_class_maps_advises_does(arch, act):
-    "A network of the parts says the same, and can be asked"
+relu = ('relu',nn.ReLU())
+@pytest.mark.parametrize('arch,between', [(lambda: tvm.DenseNet(8,(2,2,2,2),16,num_classes=5),[relu]),
+    (lambda: tvm.MobileNetV2(5,.25,[(1,16,1,1),*[(6,32,1,2)]*4]),[]), (lambda: tvm.MNASNet(.1,5),[]),
+    (lambda: tvm.ShuffleNetV2([1,1,1],[24,24,48,96,96],5),[])], ids=['densenet','mobilenet_v2','mnasnet','shufflenet_v2'])
+def test_what_class_maps_advises_does(arch, between):
+    "A network of the parts has the same weights under the same names, says the same, and can be asked"
     m,x = alive(arch()).double(),torch.randn(1,3,97,65).double()
-    with pytest.raises(ValueError, match=r'make a network of its parts.*nn.Sequential\(m.features, nn.ReLU\(\), nn.AdaptiveAvgPool2d\(1\)'):
-        class_maps(m, x, 8)
-    parts = by_parts(m, *act)
+    recipe = r"\*body,head = m.named_children\(\).*nn.Sequential\(OrderedDict\(\[\*body, \('pool',nn.AdaptiveAvgPool2d\(1\)\)"
+    with pytest.raises(ValueError, match=recipe): class_maps(m, x, 8)
+    with pytest.raises(ValueError, match=recipe): pool_over(m)
+    parts = with_pool(m, *between).eval()
+    assert list(parts.state_dict())==list(m.state_dict())
     with torch.no_grad():
-        close(parts(x), m(x), 1e-12)
-        close(class_maps(parts, x, 8)[...,::4,::4].mean((2,3)), m(x), 1e-12)
+        native = m(x)
+        close(parts(x), native, 1e-12)
+        close(class_maps(parts, x, 8)[...,::4,::4].mean((2,3)), native, 1e-12)
+        close(pool_over(set_output_stride(parts,8),'grid')(x), native, 1e-12)
 
 def test_the_command_knows_detectors_and_segmenters():
     "Names of torchvision's, without a download"
