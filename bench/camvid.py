@@ -49,19 +49,13 @@ def theirs(cls, **kwargs):
     m = cls('tu-tf_efficientnet_lite0', encoder_weights=None, classes=n_classes, **kwargs)
     return Made(m, m.encoder)
 
-at_16 = dict(encoder_output_stride=16)
 # what is trained, and the strides to predict at
-runs = {'V3 at 32': (partial(ours,32), (32,16,8)),
-    'V3 at 16': (partial(ours,16), (16,8,4)),
-    'V3+ at 32': (partial(ours,32,skip=4), (32,16)),
-    'V3+ at 16': (partial(ours,16,skip=4), (16,8)),
-    'smp V3 at 16': (partial(theirs,smp.DeepLabV3,**at_16), (16,8,4)),
-    'smp V3+ at 16': (partial(theirs,smp.DeepLabV3Plus,**at_16), (16,8,4)),
-    'frozen at 32': (partial(ours,32,frozen=True,rates=()), (32,)),
-    'frozen at 16': (partial(ours,16,frozen=True,rates=()), (16,)),
-    'frozen at 8': (partial(ours,8,frozen=True,rates=()), (8,)),
-    'V3 at 8': (partial(ours,8), (8,)),
-    'V3 at 32, as long as at 8': (partial(ours,32), (32,))}
+runs = {f'V3 at {T}':(partial(ours,T), Ts) for T,Ts in ((32,(32,16,8)), (16,(16,8,4)))}
+runs |= {f'V3+ at {T}':(partial(ours,T,skip=4), (T,T//2)) for T in (32,16)}
+theirs_at_16 = {'V3':partial(theirs,smp.DeepLabV3,encoder_output_stride=16), 'V3+':partial(theirs,smp.DeepLabV3Plus,encoder_output_stride=16)}
+runs |= {f'smp {k} at 16':(make, (16,8,4)) for k,make in theirs_at_16.items()}
+runs |= {f'frozen at {T}':(partial(ours,T,frozen=True,rates=()), (T,)) for T in (32,16,8)}
+runs |= {'V3 at 8':(partial(ours,8), (8,)), 'V3 at 32, as long as at 8':(partial(ours,32), (32,))}
 
 def groups(o):
     "Parameters of the body and of the rest, with their learning rates"

@@ -7,15 +7,6 @@ from fastcore.docments import docments
 from fastcore.nbio import read_nb
 from pages import number, root, slug
 
-# what a user may want, and the names that do it; an added name has to be put under one of these
-by_use = {'Change the stride': 'set_output_stride get_output_stride output_strides pool_over in_turn',
-    "fastai's learners": 'vision_learner unet_learner cnn_learner deeplab_learner GradientCheckpointing Learner.set_output_stride',
-    'Ask a network': 'grid_error explain receptive_field output_stride_report',
-    'Maps': 'class_maps ClassMaps smoothed to_pixels ToPixels by_tiles',
-    'Models and weights': 'create_vision_model create_unet_model create_timm_model create_deeplab_model DeepLab DeepLabPlus load_weights',
-    'Errors and warnings': 'CannotDilate InexactWarning',
-    'A new kind of layer': 'Kind DilatedPool GridPool'}
-
 def _texts(lines):
     "By name, what stands below it, further in"
     res = {}
@@ -23,6 +14,24 @@ def _texts(lines):
         if not line.startswith(' '): name,res[line] = line,[]
         else: res[name].append(line.strip())
     return {k:'\n'.join(v) for k,v in res.items()}
+
+# what a user may want, and the names that do it; a new name has to be put under one of these
+by_use = _texts("""
+Change the stride
+    set_output_stride get_output_stride output_strides pool_over in_turn
+fastai's learners
+    vision_learner unet_learner cnn_learner deeplab_learner GradientCheckpointing Learner.set_output_stride
+Ask a network
+    grid_error explain receptive_field output_stride_report
+Maps
+    class_maps ClassMaps smoothed to_pixels ToPixels by_tiles
+Models and weights
+    create_vision_model create_unet_model create_timm_model create_deeplab_model DeepLab DeepLabPlus load_weights
+Errors and warnings
+    CannotDilate InexactWarning
+A new kind of layer
+    Kind DilatedPool GridPool
+""")
 
 # lines that run: `net` is a classifier, `body` makes a map, `x` a batch of images; `dls` has classes, `mask_dls` masks
 examples = _texts("""

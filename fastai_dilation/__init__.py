@@ -1,4 +1,6 @@
-"""A network halves the resolution five times, so its last map has one value for every 32x32 pixels: its *output stride* is 32. `set_output_stride(model, 8)` sets the last two strides to 1 and dilates the layers behind them. **Every value of the native map (the one before the change) is still there, to float precision, and every weight keeps its name.** Where that is not so, the library says so by name.
+"""Most networks halve the resolution five times, so their last map has one value for every 32x32 pixels: the *output stride* is 32. `set_output_stride(model, 8)` takes the last two strides away and dilates the layers behind them. **In evaluation mode, every value of the map that the network made before (the *native* map) is among those of the finer one, to float precision, and every weight keeps its name.** A network that cannot be so is refused, or warned of, with the name of the layer. A ResNet's forward pass takes 1.3 of the time at 16, and 3 to 3.5 at 8.
+
+timm's and torchvision's own arguments have to be given when a network is built, for some networks; this is for one that exists, and for nearly all.
 
 Modules:
 
