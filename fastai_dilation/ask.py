@@ -393,7 +393,8 @@ def _of_batch(self:ClassMaps, x):
         positions = features.movedim(1,-1).flatten(0,-2)
         return forward(positions.reshape(*positions.shape, *[1]*len(sides)))
     try:
-        with watched(self.dilated, one_by_one): scores = self.dilated(x.as_subclass(Tensor))
+        with watched(self.dilated, one_by_one): said = self.dilated(x.as_subclass(Tensor))
+        scores = getattr(said, 'logits', said) # as transformers calls them
         maps = scores.unflatten(0, (len(x),*sides)).movedim(-1, 1)
     except Exception as e:
         what = type(self.net).__name__

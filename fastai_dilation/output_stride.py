@@ -117,7 +117,7 @@ def _refuse_other_strides(net, T, strides):
     n = max(strides.possible)
     if max(as_tuple(T))>n:
         words += f'. It was built at {n}; if with dilation (timm: `output_stride=8`; torchvision: '\
-            '`replace_stride_with_dilation`), build it without'
+            '`replace_stride_with_dilation`; segmentation_models: `encoder_output_stride`), build it without'
     raise CannotDilate(None, words)
 
 # %% ../nbs/05_output_stride.ipynb #ans04

@@ -1,7 +1,8 @@
 "What a classifier says of each position: its answer is the mean of the native ones, whatever the head is called"
 from functools import partial
+from types import SimpleNamespace
 import pytest, timm, torch, torchvision.models as tvm
-from fastai.vision.all import CrossEntropyLossFlat, Learner, create_body
+from fastai.vision.all import CrossEntropyLossFlat, Learner, create_body, nn
 from fastai.vision.models import xresnet
 from fastai_dilation.all import class_maps, create_vision_model, get_output_stride, pool_over, set_output_stride
 from seg_data import class_dls, make_files
@@ -40,6 +41,17 @@ def test_any_head():
     maps,features = class_maps(m, x, 16),set_output_stride(m[0],16)(x).detach()
     i,j = 3,5
     with torch.no_grad(): close(maps[...,i,j], m[1](features[...,i:i+1,j:j+1]), 1e-12)
+
+class WithLogits(nn.Module):
+    "Answers as transformers' classifiers do"
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+    def forward(self, x): return SimpleNamespace(loss=None, logits=self.net(x))
+
+def test_an_answer_with_logits_is_one_of_a_classifier():
+    net,x = alive(small(n_out=3)),torch.randn(2,3,64,96)
+    assert class_maps(WithLogits(net), x, 8).equal(class_maps(net, x, 8))
 
 def test_a_learner_is_asked_as_its_model_is(tmp_path):
     "A learner is asked as its model is, at 8 if nothing else is said"
