@@ -15,7 +15,6 @@ __all__ = ['Tile', 'receptive_field', 'tiles_of', 'by_tiles']
 # %% ../nbs/07a_reach.ipynb #re07d
 import math
 from collections import namedtuple
-from functools import partial
 import torch
 from .layers import *
 from .strides import *
@@ -35,21 +34,19 @@ def _that_see(net, strides, S, maker, ax, length, first, T):
     sides[ax] *= math.ceil(length/sides[ax])
     xs = strides.sample.resized(sides)
     for t in tensors(xs): t.narrow(ax-ndim, first, T).fill_(torch.nan)
-    with nan_stays(): made = last_maps(net, strides, xs, {maker})
-    seen = made[S].tensors[0].isnan()
-    return seen.movedim(ax-ndim,0).flatten(1).any(1)
+    with nan_stays(): made = last_maps(net, strides, xs, {maker})[S]
+    # a module may make maps of several strides
+    t,grid = next(o for o in zip(made.tensors,made.grids) if is_map(o[1]) and o[1].stride==S)
+    return t.isnan().movedim(grid.dims[ax],0).flatten(1).any(1)
 
 def _far(net, strides, S, maker, T, ax):
     "Pixels on the axis `ax` between a stripe of `T` and the farthest value of the level `S` that sees it"
-    that_see = partial(_that_see, net, strides, S, maker, ax)
     for length in _lengths:
         middle = length//2//T*T
-        sees = that_see(length, middle, T)
+        sees = _that_see(net, strides, S, maker, ax, length, middle, T)
         at = sees.nonzero()
         if not len(at): return 0
         if not sees[0] and not sees[-1]: return (at*T-middle).abs().max().item()
-        is_first = length==_lengths[0]
-        if is_first and that_see(_lengths[-1], 0, T)[-1]: break # from one end to the other
     return math.inf
 
 # %% ../nbs/07a_reach.ipynb #re07i
@@ -113,9 +110,10 @@ def _whole(f, x, tiles, strides):
 # %% ../nbs/07a_reach.ipynb #re07q
 def _answer(net, strides):
     "Native stride of the one map that `net` makes"
-    strides = [g.stride for g in strides.answers if is_map(g)]
-    if len(strides)==1: return strides[0]
-    what = f'makes {len(strides)} maps' if strides else 'makes no map'
+    maps = [g for g in strides.answers if is_map(g)]
+    ndim = strides.sample.ndim
+    if len(maps)==1 and maps[0].dims==tuple(range(2,2+ndim)): return maps[0].stride
+    what = 'makes a map with its channels last' if len(maps)==1 else f'makes {len(maps)} maps' if maps else 'makes no map'
     raise ValueError(f'{type(net).__name__} {what}, and tiles make one: '
         "take a body (`create_body`, timm's `features_only=True` with one of `out_indices`), or a segmenter")
 
@@ -133,15 +131,17 @@ def by_tiles(
 ): # on the device of `x`
     "What `model` makes of `x`, tile by tile, as in one pass; in evaluation mode, and without gradients"
     net = network_of(model)
-    sample = x[:1].to(device_of(net))
+    ndim = x.ndim-2
+    corner = x[(slice(1), slice(None), *[slice(_lengths[0])]*ndim)] # all of the image may be too much
+    sample = corner.to(device_of(net))
     strides,now = native_strides(net, sample),get_output_stride(net, sample)
     _refuse_one_size(net, strides)
     answer = _answer(net, strides)
     if margin is None: margin = _margin(net, strides, now, answer)
-    ndim,sides = strides.sample.ndim,x.shape[-strides.sample.ndim:]
-    if answer!=strides.output and any(on_each_axis(lambda n,S: n%S, (*sides,), strides.output)):
+    sides = tuple(x.shape[2:])
+    if answer!=strides.output and any(on_each_axis(lambda n,S: n%S, sides, strides.output)):
         raise ValueError(f'{type(net).__name__} resizes its map to the image. So the sides have to be multiples '
-            f'of {strides.output}, not {tuple(sides)}: pad the image')
+            f'of {strides.output}, not {sides}: pad the image')
     def up(n, T): return math.ceil(n/T)*T
     tiles = [tiles_of(*o) for o in zip(sides, as_tuple(by_axis(up,tile,now),ndim), as_tuple(by_axis(up,margin,now),ndim))]
     def f(x): return net(x.to(device_of(net))).to(x.device)

@@ -6,7 +6,7 @@ from torch import nn
 from fastai.vision.all import create_body
 from fastai_dilation import by_tiles, get_output_stride, receptive_field, set_output_stride
 from fastai_dilation.deeplab import create_deeplab_model
-from util import alive, close, same, small, tensors
+from util import alive, close, same, slow_if, small, tensors
 
 def convs(ks, strides): return nn.Sequential(*[nn.Conv2d(1 if i==0 else 2, 2, k, s, k//2) for i,(k,s) in enumerate(zip(ks,strides))])
 
@@ -37,6 +37,32 @@ def test_a_whole_image_is_seen_by_squeeze_and_excitation():
 bodies = dict(xresnet=(lambda: create_body(small()), 32), resnet=(lambda: timm.create_model('test_resnet',features_only=True,out_indices=[-1]),32),
     convnext=(lambda: timm.create_model('test_convnext',features_only=True,out_indices=[-1]), 32))
 
+def test_levels_that_come_as_a_list_are_told_apart():
+    "A network that returns all its levels sees as far at each as the one that is inside of it"
+    net = timm.create_model('test_resnet', features_only=True)
+    inside = receptive_field(timm.create_model('test_resnet'))
+    assert receptive_field(net)==inside and len({*inside.values()})>3
+
+class ChannelsLast(nn.Module):
+    "A conv's map with its channels last"
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3,4,3,2,1)
+    def forward(self, x): return self.conv(x).permute(0,2,3,1)
+
+def test_a_map_with_its_channels_last_is_measured_and_has_no_tiles():
+    "Its sides are where the network has them"
+    assert receptive_field(ChannelsLast())=={2:2}
+    with pytest.raises(ValueError, match='channels last'): by_tiles(ChannelsLast(), torch.randn(1,3,64,64), 32)
+
+def test_only_a_corner_of_the_image_is_looked_at_before():
+    "So a large image is never in one pass"
+    net = create_body(small()).eval()
+    sizes = []
+    net[0].register_forward_hook(lambda m,args,y: sizes.append(args[0].shape[-1]))
+    by_tiles(net, torch.randn(1,3,32,2048), 64, margin=32)
+    assert max(sizes)==128
+
 class Only(nn.Module):
     "The one map of a network that makes a list"
     def __init__(self, net):
@@ -46,8 +72,8 @@ class Only(nn.Module):
         y = self.net(x)
         return y[0] if isinstance(y,list) else y
 
-@pytest.mark.parametrize('T', [32,8])
-@pytest.mark.parametrize('name', bodies)
+@pytest.mark.parametrize('T', [8, pytest.param(32,marks=pytest.mark.slow)])
+@pytest.mark.parametrize('name', slow_if(bodies,'convnext'))
 def test_tiles_make_the_map_of_one_pass(name, T):
     "For odd sides, a tile of another size than the stride, and at two strides"
     make,S = bodies[name]
@@ -75,7 +101,7 @@ def test_in_training_mode_it_is_evaluated_and_put_back():
     "Norms keep their statistics, and the mode stays"
     net = create_body(small()).train()
     ts = tensors(net)
-    by_tiles(net, torch.randn(1,3,64,64), 32)
+    by_tiles(net, torch.randn(1,3,64,64), 32, margin=32)
     receptive_field(net)
     assert same(net, ts) and all(o.training for o in net.modules())
 
