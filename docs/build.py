@@ -13,6 +13,8 @@ from pages import git_url, number, page, root
 tutorials = dict(real_weights='Real weights: photos', localise='Localise: where is it?', one_axis='One axis: when does it sound?',
     segment='Segment: larger maps, same weights', detect='Detect: small objects', inpaint='Inpaint: seeing past a hole',
     levels='Levels: all maps of a network', tiles='Tiles: large images', gridding='Gridding: what one position sees')
+guides = dict(timm='timm', torchvision='torchvision: segmenters, detectors', segmentation_models='segmentation_models',
+    transformers='Hugging Face transformers', cam='CAM, Grad-CAM and hooks', anomaly='Anomaly maps, as PatchCore')
 reference = dict(pays='Does it pay?', networks='Which networks', decoders='Whole models that segment', api='API: every function',
     peers='Costs, and how its peers compare', deploy='Compile, export, many GPUs')
 library = {o.split(':')[0]:o for o in """layers: pools and convs, dilated
@@ -53,7 +55,8 @@ def sidebar(proc):
     rooms = [o.stem for o in sorted(proc.glob('*.ipynb')) if o.stem not in ('index','90_upstream')]
     lessons = {f'tutorials/{k}':title for k,title in (tutorials | {o:o for o in lessons}).items()}
     rooms = {o:library.get(number(o), number(o)) for o in rooms}
-    return {'Start':start, 'Tutorials':lessons, 'Reference':reference, 'How it works':rooms, 'Contributing':contribute}
+    others = {f'guides/{k}':title for k,title in guides.items()}
+    return {'Start':start, 'Tutorials':lessons, 'With other libraries':others, 'Reference':reference, 'How it works':rooms, 'Contributing':contribute}
 
 def toc(caption, pages):
     "A part of the sidebar"
