@@ -219,13 +219,12 @@ def smps(name, encoder='resnet18', **kw):
     import segmentation_models_pytorch as smp
     return getattr(smp,name)(encoder, encoder_weights=None, classes=3, **kw)
 
-# how it is made, its stride, and sides on which it runs
-real = dict(deeplabv3=(partial(torchvisions,'deeplabv3_resnet50',aux_loss=True), 8), fcn=(partial(torchvisions,'fcn_resnet50'), 8),
-    lraspp=(partial(torchvisions,'lraspp_mobilenet_v3_large'), 16), smp_v3=(partial(smps,'DeepLabV3',encoder_output_stride=16), 16),
-    smp_v3plus=(partial(smps,'DeepLabV3Plus'), 16), smp_fpn=(partial(smps,'FPN'), 32), smp_upernet=(partial(smps,'UPerNet'), 32),
-    smp_psp=(partial(smps,'PSPNet',encoder_depth=5,upsampling=32), 32), smp_segformer=(partial(smps,'Segformer'), 32),
-    smp_unet=(partial(smps,'Unet'), 32), smp_timm=(partial(smps,'DeepLabV3Plus','tu-tf_efficientnet_lite0'), 16),
-    smp_convnext=(partial(smps,'FPN','tu-convnext_atto'), 32))
+# how it is made, and its stride; bench/decoders.py has more
+real = dict(deeplabv3=(partial(torchvisions,'deeplabv3_resnet50',aux_loss=True), 8),
+    lraspp=(partial(torchvisions,'lraspp_mobilenet_v3_large'), 16), smp_v3plus=(partial(smps,'DeepLabV3Plus'), 16),
+    smp_fpn=(partial(smps,'FPN'), 32), smp_upernet=(partial(smps,'UPerNet'), 32), smp_segformer=(partial(smps,'Segformer'), 32),
+    smp_psp=(partial(smps,'PSPNet',encoder_depth=5,upsampling=32), 32), smp_unet=(partial(smps,'Unet'), 32),
+    smp_timm=(partial(smps,'DeepLabV3','tu-tf_efficientnet_lite0',encoder_output_stride=16), 16))
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', real)
