@@ -15,7 +15,7 @@ def shown(nb):
     cells = [o for o in visible_code(nb) if not o.startswith('#| hide')]
     return [without_quick(re.sub(r'^#\|.*\n', '', o, flags=re.M)) for o in cells]
 
-notebooks = {o.stem:read_nb(o) for o in (root/'nbs'/'guides').glob('*.ipynb')}
+notebooks = {o.stem:read_nb(o) for o in sorted((root/'nbs'/'guides').glob('*.ipynb'))}
 
 def test_the_sidebar_has_each_guide(): assert guides.keys()==notebooks.keys()
 
