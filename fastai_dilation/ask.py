@@ -20,6 +20,7 @@ import html,itertools,math,warnings
 from collections import defaultdict,namedtuple
 from copy import deepcopy
 from functools import partial
+from operator import floordiv
 from fastcore.basics import patch
 import torch
 from torch import nn,Tensor
@@ -368,15 +369,13 @@ class ClassMaps:
     def _plan(self, x):
         pool = _head_pool(self.net, x)
         self.dilated = sharing_copy(self.net, self.output_stride)
-        finer = partial(by_axis, lambda S,T: S//T)
-        self.finer = finer(native_strides(self.net,x).output, get_output_stride(self.dilated,x))
+        if self.smooth: self.finer = by_axis(floordiv, native_strides(self.net,x).output, get_output_stride(self.dilated,x))
         self.pool = pool
 
     def __call__(self,
         x, # a batch of images, normalised as for training, or a `DataLoader`
     ): # what it says of each position: batch, classes, and the sides of the map
-        if isinstance(x,Tensor): return self._of_batch(x)
-        if not hasattr(x,'dataset'): _refuse_what_is_no_batch(self.net, x)
+        if not hasattr(x,'dataset'): return self._of_batch(x)
         device = device_of(self.net)
         return torch.cat([self._of_batch(tensors(b)[0].to(device)).cpu() for b in x])
 

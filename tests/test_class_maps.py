@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest, timm, torch, torchvision.models as tvm
 from fastai.vision.all import CrossEntropyLossFlat, Learner, create_body, nn
 from fastai.vision.models import xresnet
-from fastai_dilation.all import class_maps, create_vision_model, get_output_stride, pool_over, set_output_stride
+from fastai_dilation.all import ClassMaps, class_maps, create_vision_model, get_output_stride, pool_over, set_output_stride, smoothed
 from seg_data import class_dls, make_files
 from util import alive, close, same, settled, slow_if, small, tensors
 
@@ -71,3 +71,16 @@ def test_a_head_that_reads_more_than_one_position_is_refused(net, why):
     ts = tensors(m)
     with pytest.raises(ValueError, match=why): class_maps(m, torch.randn(1,3,97,130), 8)
     assert same(m, ts) and get_output_stride(m)==32
+
+def test_maps_that_are_planned_once_are_those_of_each_call():
+    "Batch by batch, from a `DataLoader`, smoothed or not; and when the weights have changed"
+    m,x = settled(alive(small(n_out=10)), torch.randn(4,3,64,64)),torch.randn(3,3,97,130)
+    dl = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x,torch.zeros(3)), batch_size=2)
+    for smooth in (False,True):
+        ask = ClassMaps(m, 8, smooth)
+        maps = ask(x)
+        close(ask(dl), maps)
+        assert class_maps(m, x, 8, smooth).equal(maps)
+    close(smoothed(class_maps(m,x,8), 4), maps)
+    with torch.no_grad(): m[-1].bias += 1
+    close(ask(x), maps+1)
