@@ -19,6 +19,7 @@ from fastcore.script import call_parse
 from torch import nn
 from .layers import CannotDilate,phases_of
 from .strides import similar
+from .search import may_hide
 from .output_stride import native_strides,network_of,set_output_stride
 from .ask import explain,grid_error,multiply_adds
 
@@ -59,8 +60,7 @@ def _give_weights(net, *xs):
     for o in norms:
         if o.affine: nn.init.uniform_(o.weight, .5, 1)
     for p in net.parameters():
-        is_constant = p.ndim>1 and p.std()<1e-6
-        if p.numel()==1 or p.ndim==1 and p.abs().max()<.2 or is_constant: nn.init.uniform_(p, .5, 1.5)
+        if may_hide(p): nn.init.uniform_(p, .5, 1.5)
     momenta = [o.momentum for o in norms]
     net.eval()
     for o in norms: o.train().momentum = 1.

@@ -14,11 +14,12 @@ The search changes the network as it goes, and leaves it changed. [`set_output_s
 
 # %% auto #0
 __all__ = ['Decoder', 'Case', 'InTraining', 'Found', 'make_plan', 'restored', 'apply_plan', 'Search', 'has_hooks', 'hooked',
-           'outermost_only', 'try_out', 'try_whole', 'global_pools', 'try_resizing']
+           'outermost_only', 'may_hide', 'weights_that_count', 'try_out', 'try_whole', 'global_pools', 'try_resizing']
 
 # %% ../nbs/04_search.ipynb #c6d28f94
 import inspect,itertools,math
 from collections import defaultdict,deque,namedtuple
+from contextlib import contextmanager
 from functools import lru_cache,partial
 from operator import floordiv
 import torch
@@ -289,11 +290,11 @@ def _is_noisy(m):
     name = type(m).__name__
     return hasattr(m,'running_mean') or 'Drop' in name or 'StochasticDepth' in name
 
-def _names_of_calls(net, strides, xs, training):
+def _names_of_calls(net, strides, training):
     # a second head may refuse the images that we try
     large = [16*S for S in as_tuple(strides.output, strides.sample.ndim)]
     try: return shapes_of(net, strides.sample.resized(large,'meta'), True, training).calls.keys()
-    except Exception: return shapes_of(net, xs, False, training).calls.keys() # not on the meta device
+    except Exception: return shapes_of(net, strides.sample.xs, False, training).calls.keys() # not on the meta device
 
 InTraining = namedtuple('InTraining', [
     'strides', # `Strides` of a network in training
@@ -301,11 +302,11 @@ InTraining = namedtuple('InTraining', [
     'heads',   # and of those that it calls in training alone, without what is inside of them
 ])
 
-def _follow_in_training(net, strides, x, xs):
+def _follow_in_training(net, strides, x):
     "What there is to know of `net` in training, if it calls more modules then"
     asking = {n for n,m in net.named_modules() if _asks_for_training(type(m)) and not _is_noisy(m)}
     if not asking: return None
-    try: called = _names_of_calls(net, strides, xs, asking)
+    try: called = _names_of_calls(net, strides, asking)
     except Exception: return None # it is not known to run in training
     more = [n for n in called if n not in strides.calls and n not in closed_inside(net)]
     if not more: return None
@@ -433,25 +434,41 @@ class _Edges:
 
 # %% ../nbs/04_search.ipynb #edg04b
 @patch
+def _lacking(self:_Edges):
+    "What was seen with one kind of far edge alone, and is worth to be asked again"
+    return [o for o,answers in self.seen.items() if len(answers)<2 and o not in self.settled]
+
+@patch
+def _shown_by(self:_Edges, px, lacking):
+    "Those of `lacking` that have the other answer with `px` pixels more on their axis"
+    edges = {o:self.at_first[o] for o in lacking}
+    return [o for o,edge in edges.items() if _is_multiple(edge,px)!=_is_multiple(edge)]
+
+@patch
+def _best_step(self:_Edges, axis, steps, lacking):
+    "Which of `steps`, in pixels more on `axis`, shows the most of `lacking`"
+    untried = [o for o in steps if o not in self.tried[axis]]
+    def chance(px):
+        # where the pixels are no multiple of the step, it may be one position more or less
+        return sum(1 if px%self.at_first[o].step==0 else 1/4 for o in self._shown_by(px,lacking))
+    return max(untried, key=chance)
+
+# %% ../nbs/04_search.ipynb #edg04c
+@patch
 def more_sides(self:_Edges):
     "Sides of an image that shows what was not seen yet, or `None`"
-    lacking = [o for o,answers in self.seen.items() if len(answers)<2 and o not in self.settled]
+    lacking = self._lacking()
     if not lacking or self.n_images==_most_more_images: return None
     self.n_images += 1
-    def shown(px, axis):
-        edges = {o:self.at_first[o] for o in lacking if o.axis==axis}
-        return [o for o,edge in edges.items() if _is_multiple(edge,px)!=_is_multiple(edge)]
     sides = [*self.first.sides]
-    strides = on_each_axis(lambda S,T: (S,min(S,T)), as_tuple(self.first.strides.output,len(sides)), self.T)
-    for axis,(S,T) in enumerate(strides):
-        untried = [o for o in range(0, S+1, T) if o not in self.tried[axis]]
-        # where the pixels are no multiple of the step, it may be one position more or less
-        def chance(px): return sum(1 if px%self.at_first[o].step==0 else 1/4 for o in shown(px,axis))
-        px = max(untried, key=chance)
+    coarsest = as_tuple(self.first.strides.output, len(sides))
+    for axis,(S,T) in enumerate(zip(coarsest, as_tuple(self.T,len(sides)))):
+        of_axis = [o for o in lacking if o.axis==axis]
+        px = self._best_step(axis, range(0,S+1,min(S,T)), of_axis)
         sides[axis] += px
         if px: self.tried[axis].add(px)
         # once: behind a pool that drops what is left over, maps end in one way alone
-        self.settled.update(o for o in shown(px,axis) if o.what=='end')
+        self.settled.update(o for o in self._shown_by(px,of_axis) if o.what=='end')
     return sides
 
 # %% ../nbs/04_search.ipynb #unt04
@@ -485,43 +502,81 @@ def _heads_in_words(in_training, T, were_tried):
     words = f'in training it calls {names} too, on a finer map: what comes out was not tried'
     return [words] if untold else []
 
+# %% ../nbs/04_search.ipynb #wtc04
+def may_hide(p):
+    "May the weights `p` hide what they are multiplied with? A gain, a layer scale, or a last conv that begin near 0"
+    if p.ndim>1 and p.numel()>1: return p.std()<1e-6
+    return p.numel()==1 or p.abs().max()<.2
+
+@contextmanager
+def weights_that_count(net):
+    "Inside, the weights of `net` that may hide something are random ones from .5 to 1.5"
+    own = {p:p.data for p in net.parameters() if p.is_floating_point() and p.numel() and may_hide(p.detach())}
+    g = torch.Generator().manual_seed(0)
+    try:
+        for p,w in own.items(): p.data = (torch.rand(w.shape,generator=g)+.5).to(w)
+        yield bool(own)
+    finally:
+        for p,w in own.items(): p.data = w
+
 # %% ../nbs/04_search.ipynb #8ee24f09
 def _hides_lists(strides, phased):
     "Is there a tensor that grows with the image and is no map, outside of what runs by phases?"
     calls = [c for name,cs in strides.calls.items() if not is_inside(name,phased) for c in cs]
     return any(g and not is_map(g) for c in calls for g in (*c.reads,*c.makes))
 
+def _with_numbers_alone(strides, find):
+    "What `find` finds with numbers, and a sentence if they do not show all"
+    found = find(_with_numbers)
+    hides = _hides_lists(strides, found.phased)
+    return found._replace(untried=['its lists of tokens, or the like, were not tried: that takes NaN'] if hides else [])
+
 def _find_by_any_fill(strides, find, change_all, may_have_nan):
-    "What `find` finds with NaN and numbers; with numbers alone where NaN is refused, or misleads"
-    with_nan = find(_with_nan) if may_have_nan else None
-    if with_nan and not with_nan.lost: return with_nan
-    with_numbers = find(_with_numbers)
-    hides = _hides_lists(strides, with_numbers.phased)
-    if not with_nan or with_nan.lost.get('') is not None: # NaN is refused
-        untried = ['its lists of tokens, or the like, were not tried: that takes NaN'] if hides else []
-        return with_numbers._replace(untried=untried)
-    if not with_numbers.lost and not hides: return with_numbers
+    "What `find` finds with NaN; with numbers alone where NaN is refused, or misleads"
+    if not may_have_nan: return _with_numbers_alone(strides, find)
+    with_nan = find(_with_nan)
+    if not with_nan.lost: return with_nan
+    with_numbers = _with_numbers_alone(strides, find)
+    nan_is_refused = with_nan.lost.get('') is not None
+    nan_misleads = not with_numbers.lost and not with_numbers.untried
+    if nan_is_refused or nan_misleads: return with_numbers
     change_all(with_nan.phased)
     return with_nan
 
 # %% ../nbs/04_search.ipynb #try04
 def _natives_in_training(net, in_training, T, x):
+    if in_training is None: return []
     try: return _natives_of_first(net, in_training.strides, T, x, in_training.asking)
-    except Exception: return None # it does not run on a small image in training, or on the sample
+    except Exception: return [] # it does not run on a small image in training, or on the sample
+
+def _finite(make_images):
+    "The images that it makes; or `None` if the network does not run, or makes no numbers, with its present weights"
+    try: images = make_images()
+    except Exception: return None
+    calls = [call for natives in images for o in natives for call in o.record[''] if call]
+    are_finite = all(t.isfinite().all() for call in calls for t in tensors(call.result))
+    return images if are_finite else None
 
 def try_out(net, strides, T, x=None, decoder=Decoder()):
     "Trade strides of `net`, and run by phases what has to; returns what was `Found`"
-    evaluated,trained = _natives_of_first(net, strides, T, x),None
-    plan,untried = make_plan(strides, T),[]
-    if in_training := _follow_in_training(net, strides, x, evaluated[0].xs):
-        trained = _natives_in_training(net, in_training, T, x)
-        plan = {**make_plan(in_training.strides,T), **plan}
-        untried = _heads_in_words(in_training, T, were_tried=trained is not None)
-    def cases(fills): return _cases(evaluated,fills) + (_cases(trained,fills) if trained else [])
-    def find(fills): return _find_phased(net, T, plan, cases(fills), decoder)
+    in_training = _follow_in_training(net, strides, x)
+    plan = make_plan(strides, T)
+    if in_training: plan = {**make_plan(in_training.strides,T), **plan}
+    def make_images(): return [_natives_of_first(net,strides,T,x), _natives_in_training(net,in_training,T,x)]
+    def find_in(images, fills):
+        cases = [o for natives in images for o in _cases(natives,fills)]
+        return _find_phased(net, T, plan, cases, decoder)
+    images = evaluated,trained = make_images()
+    def find(fills):
+        if fills is _with_nan: return find_in(images, fills)
+        with weights_that_count(restored(net)) as are_new:
+            counting = _finite(make_images) if are_new else None
+            if counting: return find_in(counting, fills)
+        return find_in(images, fills)
     def change_all(phased): apply_plan(restored(net), plan, phased, decoder)
-    foreign = {k:v for o in evaluated+(trained or []) for k,v in o.foreign.items()}
+    foreign = {k:v for o in evaluated+trained for k,v in o.foreign.items()}
     found = _find_by_any_fill(strides, find, change_all, may_have_nan=not foreign)
+    untried = _heads_in_words(in_training, T, were_tried=bool(trained)) if in_training else []
     untried += _hooks_in_words(net, strides, T, found.phased)+_foreign_in_words(strides, foreign)
     return found._replace(untried=found.untried+untried, decoder=decoder)
 

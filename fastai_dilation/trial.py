@@ -69,12 +69,13 @@ def is_right(t, native, grid, T):
     return finite.sum()==native.numel() and _alike(t[finite], native.flatten())
 
 def _filling(fill, native):
-    "What stands between the native positions: NaN, or `fill` times the largest value"
+    "What stands between the native positions: NaN, or `fill` times the largest value, which counts as 1 at least"
     if not math.isfinite(fill) or not native.numel(): return fill
-    return fill*max(native.abs().max().item(), torch.finfo(native.dtype).tiny)
+    # what a fresh network makes may be so small that no sigmoid behind it would move
+    return fill*max(native.abs().max().item(), 1.)
 
 def put_right(t, native, grid, T, fill):
-    "A map like `t` with `native` at its native positions; else NaN, or `fill` times its largest value (0 in whole numbers)"
+    "A map like `t` with `native` at its native positions; else NaN, or a number by `fill` (0 in whole numbers)"
     res = torch.full_like(t, _filling(fill,native) if t.is_floating_point() else 0)
     native_part(res, grid, T).copy_(native)
     return res
@@ -159,7 +160,7 @@ class Trial:
         net,           # the changed network
         output_stride, # at which it is now
         natives,       # `Natives` of the network as it was
-        fill=torch.nan,# what stands where the native map has no position: NaN, or a part of the largest value
+        fill=torch.nan,# what stands where the native map has no position: NaN, or so many times the largest value
         accepted=(),   # names of lost modules that are taken as they are
     ):
         self.net,self.T,self.natives,self.fill,self.accepted = net,output_stride,natives,fill,accepted

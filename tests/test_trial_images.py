@@ -155,6 +155,50 @@ swallows['where'] = lambda m,x: x-torch.where(x.isnan(), 0, x).mean((2,3), keepd
 def test_what_leaves_out_nan_is_seen_with_numbers(name):
     assert exact_or_told(lambda: nn.Sequential(*convs(2,2), Function(swallows[name])), 1, 4)=='exact'
 
+class Gain(nn.Module):
+    "Adds the mean of its map, times a gain that begins with 0, in the `forward` of the whole network"
+    def __init__(self, gain):
+        super().__init__()
+        self.stem = nn.Sequential(*convs(2,2))
+        self.gain = nn.Parameter(torch.zeros(1)) if gain is None else gain
+    def forward(self, x):
+        x = self.stem(x)
+        return x+self.gain*x.mean((2,3), keepdim=True)
+
+def test_a_gain_of_0_hides_nothing():
+    "It is trained, or loaded, later; a 0 that is no weight stays one, and NaN misleads there"
+    net,x = Gain(None),torch.randn(1,3,37,50)
+    native = deepcopy(net)
+    assert said(set_output_stride, net, 1)==[] and net.gain.item()==0
+    for m in (net,native): nn.init.constant_(m.gain, .7)
+    close(net(x)[...,::4,::4], native(x))
+    assert [*phases_in(net)]==[''] and not phases_in(set_output_stride(Gain(0.),1))
+
+def test_what_weights_would_count_is_not_asked_of_a_network_that_fails_with_them():
+    "Then it is tried with its own"
+    class Fails(Gain):
+        def forward(self, x):
+            if self.gain!=0: raise ValueError('its gain has to be 0')
+            return super().forward(x)
+    assert said(set_output_stride, Fails(None), 1)==[]
+
+@pytest.mark.slow
+def test_a_fresh_segmenter_is_as_exact_with_weights_that_are_loaded_later():
+    "What a MobileNetV3 makes of random weights is too small for its gates to move"
+    from torchvision.models.segmentation.lraspp import LRASPP
+    from torchvision.models._utils import IntermediateLayerGetter
+    def make():
+        body = tvm.mobilenet_v3_small(num_classes=2).features
+        return LRASPP(IntermediateLayerGetter(body,{'3':'low','12':'high'}), 24, 576, 5).eval()
+    early,trained = set_output_stride(make(),8),make()
+    for p in trained.parameters(): nn.init.normal_(p, 0, .3)
+    early.load_state_dict(trained.state_dict())
+    x = torch.randn(1,3,96,128)
+    late = set_output_stride(deepcopy(trained), 8)
+    with torch.no_grad(): a,b = early(x)['out'],late(x)['out']
+    close(a, b, 1e-6)
+    assert (b-trained(x)['out']).abs().max()>.01*b.abs().max()
+
 def nearest(m, x):
     "Samples the map in its middle, by nearest"
     theta = torch.tensor([[.7,.1,0],[0,.9,.1]], dtype=x.dtype).expand(len(x),2,3)
