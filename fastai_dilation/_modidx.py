@@ -774,6 +774,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fastai_dilation.trial.Trial._how_by_phases': ( 'trial.html#trial._how_by_phases',
                                                                                        'fastai_dilation/trial.py'),
                                        'fastai_dilation.trial.Trial._is_right': ('trial.html#trial._is_right', 'fastai_dilation/trial.py'),
+                                       'fastai_dilation.trial.Trial._let_read_right': ( 'trial.html#trial._let_read_right',
+                                                                                        'fastai_dilation/trial.py'),
                                        'fastai_dilation.trial.Trial._made_right': ( 'trial.html#trial._made_right',
                                                                                     'fastai_dilation/trial.py'),
                                        'fastai_dilation.trial.Trial._mend': ('trial.html#trial._mend', 'fastai_dilation/trial.py'),

@@ -50,7 +50,7 @@ LastMap = namedtuple('LastMap', [
 ])
 
 def last_maps(net, strides, xs, names):
-    "By native stride, in order: the `LastMap` that the modules `names` make of `xs` in front of the first resize of a finer one"
+    "By native stride: the `LastMap` that the modules `names` make of `xs`, in front of the first finer resize"
     found,n_calls,is_resized = {},defaultdict(int),False
     def note_resize(name, i, forward, *args, **kwargs):
         nonlocal is_resized
@@ -369,7 +369,9 @@ class ClassMaps:
     def _plan(self, x):
         pool = _head_pool(self.net, x)
         self.dilated = sharing_copy(self.net, self.output_stride)
-        if self.smooth: self.finer = by_axis(floordiv, native_strides(self.net,x).output, get_output_stride(self.dilated,x))
+        if self.smooth:
+            native,now = native_strides(self.net,x).output,get_output_stride(self.dilated,x)
+            self.finer = by_axis(floordiv, native, now)
         self.pool = pool
 
     def __call__(self,

@@ -16,7 +16,9 @@ __all__ = []
 from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.retinanet import RetinaNet
+from torchvision.models.detection.ssd import SSD
 from torchvision.ops import MultiScaleRoIAlign
+from .layers import CannotDilate
 from .output_stride import network_in,note_stride
 
 # %% ../nbs/08a_detectors.ipynb #3a8a988b
@@ -24,6 +26,12 @@ from .output_stride import network_in,note_stride
 @network_in.register(RetinaNet)
 @network_in.register(FCOS)
 def _(model): return getattr(model.backbone, 'body', model.backbone)
+
+# %% ../nbs/08a_detectors.ipynb #ssd08
+@network_in.register(SSD)
+def _(model):
+    raise CannotDilate(None, 'The default boxes of an SSD lie at the strides that it was built with. For one that is going '
+        "to be trained, change its `backbone`, and let the boxes follow the maps: `model.anchor_generator.steps = None`")
 
 # %% ../nbs/08a_detectors.ipynb #62d75a56
 @note_stride.register(GeneralizedRCNN)

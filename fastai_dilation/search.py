@@ -243,7 +243,7 @@ _most_sizes = 3 # of images, each larger than the one before
 
 @patch
 def small_and_large(self:_Images):
-    "`Natives` of two images; they are larger if the coarsest map comes out with less than three positions"
+    "`Natives` of two images; they are larger if the coarsest map comes out with fewer than three positions"
     S,ndim = self.strides.output,self.strides.sample.ndim
     more,res = 0,None
     for _ in range(_most_sizes):

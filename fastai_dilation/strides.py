@@ -43,7 +43,7 @@ def _on_one_axis(S, s, T):
     return S//e, min(S*s,T)//e
 
 def rule(S, s, T):
-    "Dilation and stride, at output stride `T`, of a layer of stride `s` that reads a map of stride `S`: numbers, or tuples by axis"
+    "Dilation and stride, at output stride `T`, of a layer of stride `s` that reads a map of stride `S`"
     dilations,strides = zip(*on_each_axis(_on_one_axis, S, s, T))
     return by_axis(int,dilations), by_axis(int,strides)
 
@@ -173,7 +173,7 @@ class _Resizes(TorchFunctionMode):
 # %% ../nbs/01_strides.ipynb #b47bb5cx
 @contextmanager
 def watched(net, watch, meta=False, training=(), watch_resize=None):
-    "Inside, each call of a module of `net` is `watch(name, forward, *args, **kwargs)`; but for those in `training` they evaluate"
+    "Inside, a call of a module of `net` is `watch(name, forward, *args, **kwargs)`; all but `training` evaluate"
     device,stand_ins = device_of(net),{}
     resizes = _Resizes(dict(net.named_modules()), watch_resize) if watch_resize else None
     make = _as_meta if meta else _as_random if device.type=='meta' else _as_copy

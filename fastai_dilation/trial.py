@@ -303,21 +303,27 @@ def _mend(self:Trial, name, p, args, kwargs, call):
 
 # %% ../nbs/03_trial.ipynb #13b3c343
 @patch
+def _let_read_right(self:Trial, name, args, kwargs, call):
+    "What module `name` was called with, put right if its caller is accepted as lost; and is it right then?"
+    ts = tensors((args,kwargs))
+    if self._all_right(ts, call.reads): return args,kwargs,True
+    has_wrong_map = self._blame_caller(name, ts, call.reads)
+    goes_on_as_right = has_wrong_map and self.stack[-1].name in self.accepted
+    if goes_on_as_right: args,kwargs = self._put_all_right((args,kwargs), call.reads)
+    return args,kwargs,goes_on_as_right
+
+@patch
 def watch(self:Trial, name, forward, *args, **kwargs):
     "What module `name` makes, put right; or what it would make by phases"
     m,call = self.modules[name],self._next_call(name)
     if call is None: return forward(*args, **kwargs)
-    ts = tensors((args,kwargs))
-    reads_right = self._all_right(ts, call.reads)
-    has_wrong_map = not reads_right and self._blame_caller(name, ts, call.reads)
-    if has_wrong_map and self.stack[-1].name in self.accepted:
-        args,kwargs = self._put_all_right((args,kwargs), call.reads)
-        reads_right = True # from here on it is as if it had read the right map
+    args,kwargs,reads_right = self._let_read_right(name, args, kwargs, call)
     y,error,frame = self._call(name, m, forward, args, kwargs)
     self._note_sides(name, y, call)
     if reads_right:
         is_fine = error is None and (name in self.accepted or self._made_right(m, frame, y, call))
         if is_fine: return self._put_all_right(y, call.makes)
+        # it is the culprit
         if p := self._how_by_phases(name, m, call): return self._mend(name, p, args, kwargs, call)
         self.lost.setdefault(name, error)
     if error: raise error

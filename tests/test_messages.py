@@ -17,13 +17,17 @@ def state(m): return [(n,type(o),str(o)) for n,o in m.named_modules()]
 @pytest.fixture(scope='module')
 def path(tmp_path_factory): return make_files(tmp_path_factory.mktemp('data'))
 
+class ResizesItself(nn.Sequential):
+    def forward(self, x): return super().forward(F.interpolate(x, (64,64)))
+
 # the network, the stride that it is asked for, and words in the order in which they are read
 refused = dict(
     vit = (lambda: timm.create_model('vit_tiny_patch16_224'), 8, 'VisionTransformer makes no map of its tokens.*`timm.create_model.*features_only=True.*`deeplab_learner'),
     vit_all_sizes = (lambda: timm.create_model('vit_tiny_patch16_224',dynamic_img_size=True,depth=1), 8, 'VisionTransformer makes no map of its tokens'),
     hrnet = (lambda: timm.create_model('hrnet_w18_small'), 16, r'^(?!.*(224|anew)).*it makes maps larger.*\(HRNet\) has that one to take'),
     detector = (lambda: detection.ssdlite320_mobilenet_v3_large(weights=None,weights_backbone=None), 8,
-        "SSD no layer reads.*resize its input.*such as a detector's `backbone`"),
+        r'default boxes of an SSD lie at the strides.*`backbone`.*steps = None'),
+    resizes_itself = (lambda: ResizesItself(nn.Conv2d(3,8,3,2,1)), 1, "ResizesItself no layer reads.*resize its input.*such as a detector's `backbone`"),
     timm_at_8 = (lambda: timm.create_model('resnet18',output_stride=8), 16, r'ResNet can be one of \[1, 2, 4, 8\], not 16.*built at 8.*without'),
     torchvision_fcn = (lambda: segmentation.fcn_resnet50(weights=None,weights_backbone=None), 16, 'FCN can be one of.*built at 8.*without'),
     unet = (lambda: create_unet_model(small,2,(64,64),pretrained=False), 8, 'decoder of a U-Net.*Build the net anew with output_stride=8'))
