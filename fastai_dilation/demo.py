@@ -104,9 +104,11 @@ def _draw_answers(nets, ims, classes, path):
 def see(
     path=None, # PNG to write
     n=2,       # timed forward passes, in turns; the first does not count
+    photos=None, # a dict of arrays; by default `real_photos()`
 ): # a `DataFrame`
     "What a network with ImageNet weights says of photos, and where it sees it, at output strides of 32, 16 and 8"
-    model,ims = lite0(),[_middle(o) for o in real_photos().values()]
+    photos = photos or real_photos()
+    model,ims = lite0(),[_middle(o) for o in photos.values()]
     x = _normalized(ims)
     nets = {T:set_output_stride(deepcopy(model),T) for T in (32,16,8)}
     said = {}
