@@ -297,13 +297,12 @@ def _as_plain(pool):
     for o in ('pool_type','spacing','between'): del vars(pool)[o]
 
 # %% ../nbs/05_output_stride.ipynb #4cab3b52
-_with_pool = ("`nn.Sequential(OrderedDict([*body, ('pool',nn.AdaptiveAvgPool2d(1)), "
-    "('flat',nn.Flatten()), head]))`")
+_pooled = "('pool',nn.AdaptiveAvgPool2d(1)), ('flat',nn.Flatten())"
+_with_pool = f'`nn.Sequential(OrderedDict([*body, {_pooled}, head]))`'
 _whose = ("So it goes for torchvision's `mobilenet_v2`, `mnasnet` and `shufflenet_v2`; "
     "its `densenet121` has a `('relu',nn.ReLU())` in front of the pool. timm's have such a pool")
-how_to_put_a_pool = ('put its parts together under their names, so that the weights keep theirs, '
-    'and an `nn.AdaptiveAvgPool2d(1)` between: `*body,head = m.named_children()`, '
-    f'then {_with_pool}. {_whose}')
+_how = 'put its parts together under their names, so that the weights keep theirs, and an `nn.AdaptiveAvgPool2d(1)` between'
+how_to_put_a_pool = f'{_how}: `*body,head = m.named_children()`, then {_with_pool}. {_whose}'
 
 def pool_over(
     model,            # a network with pools that read a whole map, or its `Learner`; changed in place
