@@ -120,14 +120,15 @@ def text(heads, rows):
     far = '\n'.join(how_far(o,rows) for o in heads)
     return f"""# Which networks
 
-Every network of timm with up to 60 million parameters, torchvision's, and fastai's XResNets, by name. Another one is asked by
-`fastai-dilation NAME 8`.
+Networks of timm with up to 60 million parameters, torchvision's, and fastai's XResNets, by name, as far as they have been asked ([how many](#how-many)).
+Another one is asked by `fastai-dilation NAME 8`.
 
 ## The best-known ones
 
 {known_table(rows)}
 
-*Exact*: on its native grid, the last map is the native one, but for the error that stands beside it. The sides of the maps of an image of
+*Exact*: at every second or fourth position (the *native grid*) the last map is the one from before the change, but for the error that stands
+beside it. *By phases*: a module runs natively on each of the shifted maps that a finer map consists of. The sides of the maps of an image of
 224 pixels follow from exactness where they are not 7, 14 and 28: a layer that does not pad its border has fewer positions (ConvNeXt,
 Inception). So resize a map by its stride (`to_pixels`), and not to the image's size.
 
@@ -159,7 +160,7 @@ Names in a reason are `…`, and numbers N.
 - *sides*: of the last map, natively and at each stride, of an image of 224 pixels, or of the number that stands there.
 - *time*: of a forward pass of that image, relative to native, on one thread of a CPU: medians of few turns, so the second digit may vary.
 - *change*: seconds that the change of stride takes.
-- *how*: *dilated*: layers alone are dilated. *By phases*: some modules run phase by phase. *Whole*: all of it does. Or why it is not exact.
+- *how*: *dilated*: layers alone are dilated. *By phases*: some modules run so. *Whole*: all of it does. Or why it is not exact.
 
 {all_rows(rows)}
 

@@ -76,8 +76,9 @@ def last_maps(net, strides, xs, names):
 def _error(t, native, grid, T):
     "Largest difference of the map `t` at output stride `T` from the native one, as a part of its largest value"
     if not has_native_size(t, native, grid, T): return math.inf
-    # a level without channels
-    return difference(native_part(t,grid,T), native) if native.numel() else 0.
+    if not native.numel(): return 0. # a level without channels
+    off = difference(native_part(t,grid,T), native)
+    return math.inf if math.isnan(off) else off
 
 # %% ../nbs/07_ask.ipynb #ge09b
 # a layer is hardly seen if half of what it makes moves the last map by less than this part
@@ -118,7 +119,7 @@ def _warn_of_unseen(net, strides, xs, names, ends):
     except Exception as e: # a network need not be able to go backwards
         words = f'Which layers this number can see is not known: {first_line(e)}'
         return warnings.warn(words, stacklevel=3)
-    unseen = [n for n in names if shares.get(n,0)<_hardly]
+    unseen = [n for n in names if not shares.get(n,0)>=_hardly] # it is NaN where the last map is 0
     if not unseen: return
     what = f'{len(unseen)} of the {len(names)} layers that change can hardly be seen in the last map'
     one = f'`{unseen[-1]}` for one: half of what it makes moves that by less than {_hardly}'
@@ -175,8 +176,7 @@ def grid_error(
         if changed: _warn_of_unseen(net, strides, xs, changed & names, ends)
     def error(S):
         outputs = zip(found[S].tensors, native[S].tensors, found[S].grids)
-        maps = [o for o in outputs if is_map(o[-1]) and o[-1].stride==S]
-        return max(_error(*o, T) for o in maps)
+        return max(_error(t,o,grid,T) for t,o,grid in outputs if is_map(grid) and grid.stride==S)
     if levels: return {S:error(S) for S in sorted(found, key=partial(as_tuple,n=3))}
     return max(error(S) for S,o in found.items() if o.name==makers[-1])
 
@@ -184,7 +184,7 @@ def grid_error(
 def _layer_name(m):
     cls,ks = type(m).__name__,getattr(m, 'kernel_size', None)
     n_axes = next((n for n in (1,2,3) if cls.endswith(f'{n}d')), 2)
-    return f"{cls} {'x'.join(map(str,as_tuple(ks,n_axes)))}" if ks else cls
+    return f'{cls} {in_words(as_tuple(ks,n_axes))}' if ks else cls
 
 def in_words(setting): return 'x'.join(map(str,as_tuple(setting)))
 
@@ -328,7 +328,7 @@ def _head_pool(net, x):
         raise ValueError(f'{what} has no adaptive pool module in front of its head, so no map of its classes '
             f'can be had. If it takes a mean by a function, {how_to_put_a_pool}')
     size = getattr(net.get_submodule(pools[-1]), 'output_size', 1)
-    if set(size if isinstance(size,tuple) else (size,))!={1}:
+    if {*as_tuple(size)}!={1}:
         raise ValueError(f'The head of {what} reads {size} positions at once (`{pools[-1]}`), '
             'so it cannot be asked about one')
     return pools[-1]

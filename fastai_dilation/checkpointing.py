@@ -49,12 +49,14 @@ def _checkpointed(block, forward, *args, **kwargs):
 
 class GradientCheckpointing(Callback):
     "Train with less memory and more time: keep the maps between the blocks of the model alone"
+    blocks = ()
     def before_fit(self):
+        self.after_fit() # of a fit that an error, or Ctrl-C, has ended
         blocks = [self.model.get_submodule(o) for o in _blocks(self.model)]
         # or somebody else has changed it
         self.blocks = [o for o in blocks if 'forward' not in vars(o)]
         for o in self.blocks: o.forward = partial(_checkpointed, o, o.forward)
 
     def after_fit(self):
-        for o in self.blocks: del o.forward
-        self.blocks = []
+        for o in self.blocks: vars(o).pop('forward', None)
+        self.blocks = ()

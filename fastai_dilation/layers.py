@@ -59,6 +59,10 @@ def _why_not(pool):
     divides_by_taps = counts_padding and not getattr(pool, 'divisor_override', None)
     if not divides_by_taps: return 'it does not divide by the number of its taps'
 
+def _is_one_image(x, pool_type):
+    "Has `x`, which a pool of class `pool_type` reads, no batch? PyTorch's layers take such an image too"
+    return any(x.ndim==n+1 and pool_type.__name__.endswith(f'{n}d') for n in (1,2,3))
+
 # %% ../nbs/00_layers.ipynb #6b712fa8
 def ceil_div(a, b): return (a+b-1)//b # not `-(-a//b)`: ONNX divides towards 0
 
@@ -84,6 +88,7 @@ class DilatedPool(nn.Module):
 
     def forward(self, x):
         "Pool one axis after another, as means and maxima over a box allow"
+        if _is_one_image(x, self.pool_type): return self(x[None])[0]
         for ax in range(2, x.ndim): x = self._pool_axis(x, ax)
         if self.keep==1: return x
         kept = [slice(None,None,k) for k in as_tuple(self.keep, x.ndim-2)]
@@ -130,13 +135,25 @@ class GridPool(DilatedPool):
         pool,         # an adaptive pool
         between=False,# read all positions up to the last native one, or the native grid alone?
     ):
-        vars(self).update(vars(pool), pool_type=type(pool), spacing=1, between=between)
+        vars(self).update(vars(pool), grid_of=type(pool), spacing=1, between=between)
 
-    def extra_repr(self): return f'{self.pool_type.__name__}, spacing={self.spacing}, between={self.between}'
+    def __getattr__(self, name):
+        "What the class of the pool has besides, as timm's heads ask for"
+        grid_of = vars(self).get('grid_of')
+        if not hasattr(grid_of, name): return super().__getattr__(name)
+        return getattr(grid_of,name).__get__(self)
+
+    def __setstate__(self, state):
+        # until 0.0.3 it was called as a setting of timm's pools is
+        if 'grid_of' not in state: state = {k if k!='pool_type' else 'grid_of':o for k,o in state.items()}
+        super().__setstate__(state)
+
+    def extra_repr(self): return f'{self.grid_of.__name__}, spacing={self.spacing}, between={self.between}'
     def forward(self, x):
+        if _is_one_image(x, self.grid_of): return self(x[None])[0]
         def read(n, d): return slice((n-1)//d*d+1) if self.between else slice(None,None,d)
         grid = map(read, x.shape[2:], as_tuple(self.spacing,x.ndim-2))
-        return self.pool_type.forward(self, x[(..., *grid)])
+        return self.grid_of.forward(self, x[(..., *grid)])
 
 # fastai's `create_body` cuts in front of the last module with such a name
 GridPool.__name__ = 'GridPool2d'
@@ -200,9 +217,10 @@ def is_whole_number(o):
 
 def _is_spacing(m, name):
     "Has module `m` an attribute `name` that is a number, or was one before it was changed?"
-    if name not in vars(m) or isinstance(m,DilatedPool): return name in vars(m)
+    if name not in vars(m): return False
+    if isinstance(m,DilatedPool): return True
     log = _undo_log(m)
-    return is_whole_number(log[name].native if name in log else vars(m).get(name))
+    return is_whole_number(log[name].native if name in log else vars(m)[name])
 
 class SpacedKind(Kind):
     "What says itself how fine its map is, in its `spacing`"

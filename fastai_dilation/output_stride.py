@@ -149,19 +149,23 @@ def _shapes(net, sample, sides):
     try: return shapes_of(net, sample.resized(sides,'meta'), True).calls
     except Exception: return shapes_of(net, sample.resized(sides), False).calls # it needs values
 
+def _made_twice(calls, first, second):
+    "For each map that the modules in `calls` make: the name, its grid, and its shapes in two runs"
+    for name,own in calls.items():
+        for call,a,b in zip(own, first.get(name,()), second.get(name,())):
+            for grid,small,large in zip(call.makes, a.makes, b.makes): yield name,grid,small,large
+
 def _refuse_swapped_sides(net, strides):
     sample,sides = strides.sample,[8*S for S in as_tuple(strides.output,strides.sample.ndim)]
     for axis in range(sample.ndim-1): # the last one has what is left
         longer = [2*side if i==axis else side for i,side in enumerate(sides)]
         try: a,b = [_shapes(net,sample,o) for o in (sides,longer)]
         except Exception: return # it does not run on them: nobody can tell
-        for name,calls in strides.calls.items():
-            for call,short,long in zip(calls, a.get(name,()), b.get(name,())):
-                for grid,small,large in zip(call.makes, short.makes, long.makes):
-                    grown = [i for i,(m,n) in enumerate(zip(small,large)) if m!=n]
-                    if is_map(grid) and grown!=[grid.dims[axis]]:
-                        raise CannotDilate(name or None, 'its map has its sides in another order than the image, '
-                            'so strides that differ by axis cannot be followed')
+        for name,grid,small,large in _made_twice(strides.calls, a, b):
+            grown = [i for i,(m,n) in enumerate(zip(small,large)) if m!=n]
+            if is_map(grid) and grown!=[grid.dims[axis]]:
+                raise CannotDilate(name or None, 'its map has its sides in another order than the image, '
+                    'so strides that differ by axis cannot be followed')
 
 # %% ../nbs/05_output_stride.ipynb #59580301
 def _try_all_ways(net, strides, T, x):
@@ -293,8 +297,9 @@ def _as_grid_pool(pool, between):
 def _as_plain(pool):
     "Make a `GridPool` the pool that it was"
     restore(pool)
-    pool.__class__ = pool.pool_type
-    for o in ('pool_type','spacing','between'): del vars(pool)[o]
+    if not isinstance(pool,GridPool): return # a change of the stride had made it one
+    pool.__class__ = pool.grid_of
+    for o in ('grid_of','spacing','between'): del vars(pool)[o]
 
 # %% ../nbs/05_output_stride.ipynb #4cab3b52
 _pooled = "('pool',nn.AdaptiveAvgPool2d(1)), ('flat',nn.Flatten())"

@@ -160,8 +160,8 @@ def _slice(self, i):
     mixin,cls = type(self).__bases__
     if not isinstance(i, slice): return cls.__getitem__(self, i)
     part = cls(OrderedDict([*self._modules.items()][i]))
-    p = phases_of(self)
-    change(part, __class__=type(self), **({} if p is None else dict(_by_phases=p)))
+    changed = {k:o for k,o in vars(self).items() if k in ('_by_phases','_resizes')}
+    change(part, __class__=type(self), **changed)
     return part
 
 # %% ../nbs/02_phases.ipynb #7e831bex
@@ -284,26 +284,38 @@ def _put_phase(room, y, p, starts):
 # %% ../nbs/02_phases.ipynb #e953a151
 def _goes_in_turn(m): return '_at_once' in vars(m) and not m.training and not torch.is_grad_enabled()
 
+def _some_phases(forward, args, x, p, starts):
+    "What `forward` makes of the phases of the map `x` that begin at `starts`, as `_tensors_in` has it"
+    def split_some(x, p):
+        phases = [_one_phase(x,p,o) for o in starts]
+        return torch.cat(phases) if len(phases)>1 else phases[0]
+    some,kw = _split_all(args, x, p, split_some, len(starts))
+    return _tensors_in(forward(*some, **kw))
+
+def _rooms_for(ys, ways, x, p):
+    "For each of `ys`, made of the first phases: an empty map; or its native phase, if it is not merged"
+    n_images,n_phased = x.shape[0],ys[0].shape[0]
+    def room(y, q): return _room_for(y,q,p.sides(x),n_images) if q else _native_phase(y,n_images,n_phased)
+    return [*map(room, ys, ways)]
+
+# %% ../nbs/02_phases.ipynb #turn02b
+def _put_all(rooms, ys, ways, starts):
+    "Put the phases in `ys`, which begin at `starts`, to their places in `rooms`"
+    for room,y,q in zip(rooms,ys,ways):
+        if not q: continue
+        for one,o in zip(y.chunk(len(starts)), starts): _put_phase(room, one, q, o)
+
 def _in_turn(forward, args, x, p, at_once):
     "What `forward` makes of `args` when `at_once` phases of the map `x` run at a time, merged"
-    n_images,sides,rooms = x.shape[0],p.sides(x),None
-    def run(starts):
-        def split_some(x, p):
-            phases = [_one_phase(x,p,o) for o in starts]
-            return torch.cat(phases) if len(phases)>1 else phases[0]
-        some,kw = _split_all(args, x, p, split_some, len(starts))
-        return _tensors_in(forward(*some, **kw))
-
+    rooms = None
     all_starts = [*itertools.product(*[range(one.n) for one in p.each])] # the native one first
     for i in range(0, len(all_starts), at_once):
         starts = all_starts[i:i+at_once]
-        ys,put = run(starts)
-        ways,n_phased = _how_each(ys, p),ys[0].shape[0]
-        def first(y, q): return _room_for(y,q,sides,n_images) if q else _native_phase(y,n_images,n_phased)
-        if rooms is None: rooms,put_first = [*map(first,ys,ways)],put
-        for room,y,q in zip(rooms,ys,ways):
-            for one,o in zip(y.chunk(len(starts)),starts) if q else (): _put_phase(room, one, q, o)
-        del ys,y,one # the next phases need the room
+        ys,put = _some_phases(forward, args, x, p, starts)
+        ways = _how_each(ys, p)
+        if rooms is None: rooms,put_first = _rooms_for(ys, ways, x, p),put
+        _put_all(rooms, ys, ways, starts)
+        del ys # the next phases need the room
     return put_first(rooms)
 
 # %% ../nbs/02_phases.ipynb #17c112cc
@@ -391,7 +403,9 @@ def is_plain_depthwise(conv):
 
 def _phases_are_faster(conv, x, weight):
     "Does `conv` take less time by phases than dilated, on a map like `x`?"
-    if torch.compiler.is_exporting(): return False # an exported graph is for any device
+    if x.ndim!=weight.ndim: return False           # one image, without a batch
+    is_for_any_device = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    if is_for_any_device: return False
     if x.is_cuda: return _is_channels_last(x, (2,3))
     if x.device.type!='cpu': return False          # not measured
     has_backward = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)

@@ -33,7 +33,8 @@ def _that_see(net, strides, S, maker, ax, length, first, T):
     sides,ndim = _sides(strides),strides.sample.ndim
     sides[ax] *= math.ceil(length/sides[ax])
     xs = strides.sample.resized(sides)
-    for t in tensors(xs): t.narrow(ax-ndim, first, T).fill_(torch.nan)
+    images = [t for t in tensors(xs) if t.ndim==strides.sample.first.ndim and t.is_floating_point()]
+    for t in images: t.narrow(ax-ndim, first, T).fill_(torch.nan)
     with nan_stays(): made = last_maps(net, strides, xs, {maker})[S]
     # a module may make maps of several strides
     t,grid = next(o for o in zip(made.tensors,made.grids) if is_map(o[1]) and o[1].stride==S)
@@ -92,10 +93,10 @@ def tiles_of(
     "Each `Tile` of an axis"
     return [Tile(i, min(i+tile,n), max(i-margin,0), min(i+tile+margin,n)) for i in range(0,n,tile)]
 
-def _kept(t, T):
+def _kept(t, T, is_last):
     "The positions of the tile `t` in the map of what it reads, at output stride `T`"
     # the last tile keeps all: a network may make a position more, or less
-    return slice((t.begin-t.start)//T, None if t.end==t.stop else (t.end-t.start)//T)
+    return slice((t.begin-t.start)//T, None if is_last else (t.end-t.start)//T)
 
 def _whole(f, x, tiles, strides):
     "One map of what `f` makes of `x`; of the last axes each has its `tiles`, and its output stride"
@@ -104,7 +105,7 @@ def _whole(f, x, tiles, strides):
     behind = [slice(None)]*len(tiles)
     def part(t):
         read = x[(..., slice(t.start,t.stop), *behind)]
-        return _whole(f, read, tiles, strides)[(..., _kept(t,T), *behind)]
+        return _whole(f, read, tiles, strides)[(..., _kept(t,T,t is of_axis[-1]), *behind)]
     return torch.cat([part(t) for t in of_axis], -1-len(tiles))
 
 # %% ../nbs/07a_reach.ipynb #re07q
@@ -113,7 +114,9 @@ def _answer(net, strides):
     maps = [g for g in strides.answers if is_map(g)]
     ndim = strides.sample.ndim
     if len(maps)==1 and maps[0].dims==tuple(range(2,2+ndim)): return maps[0].stride
-    what = 'makes a map with its channels last' if len(maps)==1 else f'makes {len(maps)} maps' if maps else 'makes no map'
+    if not maps: what = 'makes no map'
+    elif len(maps)>1: what = f'makes {len(maps)} maps'
+    else: what = 'makes a map with its channels last'
     raise ValueError(f'{type(net).__name__} {what}, and tiles make one: '
         "take a body (`create_body`, timm's `features_only=True` with one of `out_indices`), or a segmenter")
 
@@ -142,8 +145,8 @@ def by_tiles(
     if answer!=strides.output and any(on_each_axis(lambda n,S: n%S, sides, strides.output)):
         raise ValueError(f'{type(net).__name__} resizes its map to the image. So the sides have to be multiples '
             f'of {strides.output}, not {sides}: pad the image')
-    def up(n, T): return math.ceil(n/T)*T
-    tiles = [tiles_of(*o) for o in zip(sides, as_tuple(by_axis(up,tile,now),ndim), as_tuple(by_axis(up,margin,now),ndim))]
+    def rounded_up(pixels): return as_tuple(by_axis(lambda n,T: math.ceil(n/T)*T, pixels, now), ndim)
+    tiles = [tiles_of(*o) for o in zip(sides, rounded_up(tile), rounded_up(margin))]
     def f(x): return net(x.to(device_of(net))).to(x.device)
     with Snapshot(net), torch.no_grad():
         net.eval()

@@ -37,7 +37,9 @@ def make_plan(strides, T):
     plan = {}
     for name,s in strides.own.items():
         read = strides.reads(name)
-        if len(read)==1 and rule(read[0],s,T)!=(1,s): plan[name] = rule(read[0], s, T)
+        if len(read)!=1: continue # no rule is for maps of several strides
+        new = rule(read[0], s, T)
+        if new!=(1,s): plan[name] = new
     return plan
 
 # %% ../nbs/04_search.ipynb #b76fb030
@@ -58,7 +60,7 @@ def _apply_to_decoder(net, decoder, phased):
         let_resize(net.get_submodule(name), hows)
     for name,finer in decoder.pools.items():
         pool = net.get_submodule(name)
-        if not is_inside(name, phased): change(pool, __class__=GridPool, pool_type=type(pool), spacing=finer, between=False)
+        if not is_inside(name, phased): change(pool, __class__=GridPool, grid_of=type(pool), spacing=finer, between=False)
 
 def _may_share(a, b):
     "Do the modules `a` and `b` run by the same phases, with the sides of the map kept?"
@@ -102,14 +104,16 @@ def _may_run_as_one(self:Search, name, p, phased):
     "May module `name` run by phases `p` as one?"
     calls = self.strides.calls[name]
     if len(calls)!=1 or not can_run_by_phases(self.net.get_submodule(name)): return False
-    if any(is_inside(parent(n),[name]) for n in self.hooked): return False
+    has_hook_inside = any(is_inside(parent(n),[name]) for n in self.hooked)
+    if has_hook_inside: return False
     reads,makes = [{g for g in grids if g} for grids in calls[0]]
-    if len(reads)!=1 or reads!=makes or not all(is_map(g) and g.dims==p.dims for g in reads): return False
+    keeps_map = len(reads)==1 and reads==makes and all(is_map(g) and g.dims==p.dims for g in reads)
+    if not keeps_map: return False
     S = reads.pop().stride
-    dilated = [n for n in self.plan if is_inside(n,[name])]
     # a layer that is called in training alone has no stride of its own here
-    if any(self.strides.own.get(n)!=1 or self.strides.reads(n)!=[S] for n in dilated): return False
-    return all(q==p for n,q in phased.items() if is_inside(n,[name]))
+    def keeps_stride(n): return self.strides.own.get(n)==1 and self.strides.reads(n)==[S]
+    def inside(names): return [n for n in names if is_inside(n,[name])]
+    return all(map(keeps_stride, inside(self.plan))) and all(phased[n]==p for n in inside(phased))
 
 @patch
 def _outermost(self:Search, name, phased):
@@ -308,7 +312,8 @@ def _follow_in_training(net, strides, x):
     if not asking: return None
     try: called = _names_of_calls(net, strides, asking)
     except Exception: return None # it is not known to run in training
-    more = [n for n in called if n not in strides.calls and n not in closed_inside(net)]
+    closed = closed_inside(net)
+    more = [n for n in called if n not in strides.calls and n not in closed]
     if not more: return None
     return InTraining(follow(net,x,asking), asking, [n for n in more if not is_inside(parent(n),more)])
 
@@ -373,12 +378,6 @@ _Edge = namedtuple('_Edge', [
 
 def _is_multiple(edge, px=0): return (edge.positions+px//edge.step)%edge.of==0
 
-def _edges(positions, of, steps):
-    "The number of an axis and its `_Edge`, for those on which a multiple is a question"
-    n = len(positions)
-    edges = map(_Edge, positions, as_tuple(of,n), as_tuple(steps,n))
-    return [(axis,edge) for axis,edge in enumerate(edges) if edge.of>1]
-
 _FirstRead = namedtuple('_FirstRead', [
     'sides',   # of the first map that a module reads
     'smaller', # so many times smaller is the one that it makes
@@ -412,25 +411,27 @@ class _Edges:
         self.tried = defaultdict(set)# by axis: how many pixels more there were
         self.n_images = 0            # further ones
 
-    def _note(self, asked, edge):
-        self.seen[asked].add(_is_multiple(edge))
-        self.at_first.setdefault(asked, edge)
+    def _note(self, name, what, positions, of, steps):
+        "Note for each axis of a map of module `name` if its `positions` are a multiple, where that is a question"
+        n = len(positions)
+        for axis,edge in enumerate(map(_Edge, positions, as_tuple(of,n), as_tuple(steps,n))):
+            if edge.of<=1: continue
+            asked = _Asked(name, axis, what)
+            self.seen[asked].add(_is_multiple(edge))
+            self.at_first.setdefault(asked, edge)
 
     def note(self, natives, trial):
         self.first = self.first or natives
-        for name,(finer,ns) in trial.sides.items():
-            ends = _edges([n-1 for n in ns], finer, self.T)
-            for axis,edge in ends: self._note(_Asked(name,axis,'end'), edge)
+        for name,(finer,ns) in trial.sides.items(): self._note(name, 'end', [n-1 for n in ns], finer, self.T)
         self._note_native_sides(natives, trial)
 
     def _note_native_sides(self, natives, trial):
         "Of what has a stride, and changes: is the side of the map that it reads a multiple of it?"
         changed = self.plan.keys()|phases_in(trial.net).keys()
-        def smaller(name): return _first_read(natives, name).smaller
-        may_pad = {parent(o) for o in changed if smaller(parent(o))==smaller(o)} # the module around one that is changed
-        for name in changed|may_pad:
-            sides = _edges(*_first_read(natives,name))
-            for axis,edge in sides: self._note(_Asked(name,axis,'side'), edge)
+        read = {o:_first_read(natives,o) for o in changed|{*map(parent,changed)}}
+        # the module around one that is changed
+        may_pad = {parent(o) for o in changed if read[parent(o)].smaller==read[o].smaller}
+        for name in changed|may_pad: self._note(name, 'side', *read[name])
 
 # %% ../nbs/04_search.ipynb #edg04b
 @patch
@@ -472,7 +473,7 @@ def more_sides(self:_Edges):
     return sides
 
 # %% ../nbs/04_search.ipynb #unt04
-def _is_known_to_look_only(hook): return getattr(hook,'func',hook).__module__.startswith('timm.')
+def _is_known_to_look_only(hook): return str(getattr(getattr(hook,'func',hook),'__module__','')).startswith('timm.')
 
 def _hooks_in_words(net, strides, T, phased):
     "Sentences on the hooks that see a finer map, or phases"
@@ -505,13 +506,15 @@ def _heads_in_words(in_training, T, were_tried):
 # %% ../nbs/04_search.ipynb #wtc04
 def may_hide(p):
     "May the weights `p` hide what they are multiplied with? A gain, a layer scale, or a last conv that begin near 0"
-    if p.ndim>1 and p.numel()>1: return p.std()<1e-6
-    return p.numel()==1 or p.abs().max()<.2
+    has_values = p.is_floating_point() and p.numel() and not p.is_meta
+    if not has_values: return False
+    if p.ndim>1 and p.numel()>1: return bool(p.std()<1e-6)
+    return p.numel()==1 or bool(p.abs().max()<.2)
 
 @contextmanager
 def weights_that_count(net):
     "Inside, the weights of `net` that may hide something are random ones from .5 to 1.5"
-    own = {p:p.data for p in net.parameters() if p.is_floating_point() and p.numel() and may_hide(p.detach())}
+    own = {p:p.data for p in net.parameters() if may_hide(p.detach())}
     g = torch.Generator().manual_seed(0)
     try:
         for p,w in own.items(): p.data = (torch.rand(w.shape,generator=g)+.5).to(w)
@@ -526,17 +529,18 @@ def _hides_lists(strides, phased):
     return any(g and not is_map(g) for c in calls for g in (*c.reads,*c.makes))
 
 def _with_numbers_alone(strides, find):
-    "What `find` finds with numbers, and a sentence if they do not show all"
-    found = find(_with_numbers)
+    "What `find` finds by numbers, and a sentence if they do not show all"
+    found = find()
     hides = _hides_lists(strides, found.phased)
-    return found._replace(untried=['its lists of tokens, or the like, were not tried: that takes NaN'] if hides else [])
+    words = 'its lists of tokens, or the like, were not tried: that takes NaN'
+    return found._replace(untried=[words] if hides else [])
 
-def _find_by_any_fill(strides, find, change_all, may_have_nan):
-    "What `find` finds with NaN; with numbers alone where NaN is refused, or misleads"
-    if not may_have_nan: return _with_numbers_alone(strides, find)
-    with_nan = find(_with_nan)
+def _find_by_any_fill(strides, by_nan, by_numbers, change_all, may_have_nan):
+    "What is found `by_nan`; `by_numbers` alone where NaN is refused, or misleads"
+    if not may_have_nan: return _with_numbers_alone(strides, by_numbers)
+    with_nan = by_nan()
     if not with_nan.lost: return with_nan
-    with_numbers = _with_numbers_alone(strides, find)
+    with_numbers = _with_numbers_alone(strides, by_numbers)
     nan_is_refused = with_nan.lost.get('') is not None
     nan_misleads = not with_numbers.lost and not with_numbers.untried
     if nan_is_refused or nan_misleads: return with_numbers
@@ -563,19 +567,19 @@ def try_out(net, strides, T, x=None, decoder=Decoder()):
     plan = make_plan(strides, T)
     if in_training: plan = {**make_plan(in_training.strides,T), **plan}
     def make_images(): return [_natives_of_first(net,strides,T,x), _natives_in_training(net,in_training,T,x)]
-    def find_in(images, fills):
+    images = evaluated,trained = make_images()
+    def find(images, fills):
         cases = [o for natives in images for o in _cases(natives,fills)]
         return _find_phased(net, T, plan, cases, decoder)
-    images = evaluated,trained = make_images()
-    def find(fills):
-        if fills is _with_nan: return find_in(images, fills)
-        with weights_that_count(restored(net)) as are_new:
+    def by_nan(): return find(images, _with_nan)
+    def by_numbers():
+        with weights_that_count(restored(net)) as are_new: # no number goes through a weight of 0
             counting = _finite(make_images) if are_new else None
-            if counting: return find_in(counting, fills)
-        return find_in(images, fills)
+            if counting: return find(counting, _with_numbers)
+        return find(images, _with_numbers)
     def change_all(phased): apply_plan(restored(net), plan, phased, decoder)
     foreign = {k:v for o in evaluated+trained for k,v in o.foreign.items()}
-    found = _find_by_any_fill(strides, find, change_all, may_have_nan=not foreign)
+    found = _find_by_any_fill(strides, by_nan, by_numbers, change_all, may_have_nan=not foreign)
     untried = _heads_in_words(in_training, T, were_tried=bool(trained)) if in_training else []
     untried += _hooks_in_words(net, strides, T, found.phased)+_foreign_in_words(strides, foreign)
     return found._replace(untried=found.untried+untried, decoder=decoder)

@@ -274,7 +274,8 @@ def _side(self:Sample,
     n0,    # that of the first image
     side,  # what the first image gets
 ):
-    if n==1 or n==n0: return side if n==n0 else 1
+    if n==n0: return side
+    if n==1: return 1
     return n+side-n0 if self.together else side*n//n0
 
 @patch
@@ -289,7 +290,9 @@ def resized(self:Sample,
         if not isinstance(t,Tensor): return t
         at = t.device if device is None else torch.device(device)
         is_one_for_each = n is not None and t.ndim>0 and t.shape[0]==n_images
-        if t.ndim!=self.first.ndim: return (t[:1].expand(n,*t.shape[1:]) if is_one_for_each else t).to(at)
+        if t.ndim!=self.first.ndim:
+            if is_one_for_each: t = t[:1].expand(n, *t.shape[1:])
+            return t.to(at)
         own = [self._side(*o) for o in zip(t.shape[-self.ndim:], self.sides, sides)]
         if min(own)<1: raise ValueError(f'an image of {tuple(t.shape)} beside one of {sides}')
         shape = (n if is_one_for_each else t.shape[0]),*t.shape[1:-self.ndim],*own
@@ -516,13 +519,12 @@ def _on_meta(net, sample, times, training):
     has_powers_of_2_alone = all(s&(s-1)==0 for s in own)
     all_bits = (9,12) if has_powers_of_2_alone else (12,6) # with several odd strides 12 are too many
     for bits in all_bits:
-        side = times*side_for(own, bits)
+        side,is_last = times*side_for(own, bits),bits==all_bits[-1]
         try: res = _from_two_images(net, sample, side, True, training)
         except Exception as e:
-            no_size_will_do = bits==all_bits[-1] or 'meta' in str(e)
-            if no_size_will_do: raise
+            if is_last or 'meta' in str(e): raise # no size will do
         else:
-            if bits==all_bits[-1] or _is_large_enough(res,side): return res
+            if is_last or _is_large_enough(res,side): return res
 
 # %% ../nbs/01_strides.ipynb #96455222
 class PerTensor:

@@ -56,7 +56,9 @@ def _alike(a, b):
 
 def difference(a, b):
     "Largest difference of `a` from `b`, as a part of the largest value of `b`"
-    return ((a-b).abs().max()/b.abs().max()).item()
+    off,largest = (a-b).abs().max().item(),b.abs().max().item()
+    if off==0: return 0.
+    return off/largest if largest else math.inf
 
 # %% ../nbs/03_trial.ipynb #75cf9351
 def is_right(t, native, grid, T):
@@ -140,13 +142,11 @@ class Natives:
 
     def n_positions(self, most=math.inf):
         "The fewest positions of a map on an axis on which it has the coarsest stride, if that is `most` at most"
-        calls = [c for cs in self.record.values() for c in cs if c]
-        maps = [o for c in calls for o in (*c.reads,*c.makes) if is_map(o.grid)]
-        def of_coarsest(o):
-            n_axes = len(o.grid.dims)
-            strides = zip(o.grid.dims, as_tuple(o.grid.stride,n_axes), as_tuple(self.strides.output,n_axes))
-            return [o.value.shape[i] for i,S,coarsest in strides if S==coarsest<=most]
-        return min([n for o in maps for n in of_coarsest(o)], default=math.inf)
+        calls,ns = [c for cs in self.record.values() for c in cs if c],[]
+        for value,grid in [o for c in calls for o in (*c.reads,*c.makes) if is_map(o.grid)]:
+            strides,coarsest = [as_tuple(o,len(grid.dims)) for o in (grid.stride,self.strides.output)]
+            ns += [value.shape[i] for i,S,last in zip(grid.dims,strides,coarsest) if S==last<=most]
+        return min(ns, default=math.inf)
 
 # %% ../nbs/03_trial.ipynb #0887c77e
 class Trial:
@@ -258,15 +258,15 @@ def phases_for(call, T):
     reads,makes = {o.grid for o in call.reads if o.grid},[o.grid for o in call.makes]
     if len(reads)!=1 or not makes or not makes[0]: return None
     read, = reads
-    strides = [made and is_map(read) and _stride_between(read,made) for made in makes]
-    own = [s for made,s in zip(makes,strides) if made]
-    if not all(own) or not all(divides(read.stride,s,T) for s in own): return None
+    if not is_map(read): return None
+    strides = {made:_stride_between(read,made) for made in makes if made}
+    if not all(strides.values()) or not all(divides(read.stride,s,T) for s in strides.values()): return None
     def phases(s, dims):
         spacing,kept = rule(read.stride, s, T)
         return Phases(spacing, s, kept, dims)
 
-    p = phases(by_axis(max,1,*own), read.dims)
-    each = tuple(made and phases(s,made.dims) for made,s in zip(makes,strides))
+    p = phases(by_axis(max,1,*strides.values()), read.dims)
+    each = tuple(made and phases(strides[made],made.dims) for made in makes)
     all_alike = all(q==p for q in each if q)
     return p if all_alike else p._replace(makes=each)
 
@@ -334,8 +334,8 @@ def watch(self:Trial, name, forward, *args, **kwargs):
 def _note_sides(self:Trial, name, y, call):
     "Note the sides of the first map in `y` that is finer than natively"
     for t,o in zip(tensors(y), call.makes):
-        is_finer = is_map(o.grid) and fineness(o.grid,self.T)!=1 and t.ndim==o.value.ndim
-        if not is_finer: continue
+        is_finer_map = is_map(o.grid) and fineness(o.grid,self.T)!=1 and t.ndim==o.value.ndim
+        if not is_finer_map: continue
         sides = [t.shape[i] for i in o.grid.dims]
         self.sides.setdefault(name, (fineness(o.grid,self.T),sides))
 

@@ -62,3 +62,11 @@ def test_a_block_whose_forward_somebody_else_has_set_is_let_be():
     learn = checkpointed(m)
     learn.gradient_checkpointing.after_fit()
     assert m[4][0].forward is own
+
+def test_a_fit_that_an_error_has_ended_leaves_nothing_behind_in_the_next_one():
+    "fastai does not call `after_fit` then"
+    learn = checkpointed(nets['xresnet18']())
+    learn.gradient_checkpointing.before_fit() # the next one; the one before was never ended
+    assert len(learn.gradient_checkpointing.blocks)==8
+    learn.gradient_checkpointing.after_fit()
+    assert not any('forward' in vars(o) for o in learn.model.modules())

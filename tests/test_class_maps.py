@@ -84,3 +84,8 @@ def test_maps_that_are_planned_once_are_those_of_each_call():
     close(smoothed(class_maps(m,x,8), 4), maps)
     with torch.no_grad(): m[-1].bias += 1
     close(ask(x), maps+1)
+
+def test_a_pool_to_a_list_of_sides():
+    "As `[1,1]`, which some write"
+    net = nn.Sequential(nn.Conv2d(3,8,3,2,1), nn.Conv2d(8,8,3,2,1), nn.AdaptiveAvgPool2d([1,1]), nn.Flatten(), nn.Linear(8,4))
+    assert class_maps(net, torch.randn(1,3,64,64), 1).shape==(1,4,64,64)

@@ -5,7 +5,8 @@ import pytest, torch, torchvision.models as tvm
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn import functional as F
-from fastai_dilation import CannotDilate, InexactWarning, explain, get_output_stride, grid_error, set_output_stride
+from fastai_dilation import CannotDilate, InexactWarning, explain, get_output_stride, grid_error, pool_over, set_output_stride
+from fastai_dilation.layers import GridPool
 from fastai_dilation.resizes import Resize, Resizing, on_native_line, resized
 from util import alive, each_resize_is_native, resizes_of, slow_if
 
@@ -282,3 +283,18 @@ def test_a_well_known_detector_detects_at_a_finer_stride(name):
     set_output_stride(m, 8)
     with torch.no_grad(): m(xs)
     if hasattr(m,'roi_heads'): assert m.roi_heads.box_roi_pool.scales==[1/4,1/8,1/8,1/8]
+
+def test_a_pool_that_a_change_has_put_on_the_native_grid_may_read_all():
+    m = set_output_stride(Pooled(), 4)
+    assert any(isinstance(o,GridPool) for o in m.modules())
+    assert not any(isinstance(o,GridPool) for o in pool_over(m,'all').modules())
+    set_output_stride(m, 16)
+
+class Up(nn.Sequential):
+    "Resizes what its modules make"
+    def forward(self, x): return F.interpolate(super().forward(x), scale_factor=4.)
+
+def test_a_slice_of_a_sequential_that_resizes_does_as_the_whole():
+    m = set_output_stride(nn.Sequential(nn.Conv2d(3,8,3,2,1), nn.Conv2d(8,8,3,2,1), Up(nn.Conv2d(8,2,1),nn.Identity())), 2)
+    y = torch.randn(1,8,16,16)
+    assert m[2][:1](y).equal(m[2](y)) and 'resizes' in repr(m[2][:1])

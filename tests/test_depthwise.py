@@ -114,3 +114,16 @@ def test_an_exported_graph_has_the_dilated_conv():
     let_run_by_phases(conv, 4)
     graph = torch.export.export(conv, (torch.randn(1,4,32,32).double(),)).graph_module.code
     assert '[4, 4]' in graph.split('conv2d',1)[1]
+
+def test_an_image_without_a_batch():
+    "Also where a gradient comes back, and a depthwise conv would run by phases"
+    net = nn.Sequential(nn.Conv2d(3,8,3,2,1), nn.Conv2d(8,8,3,2,1), nn.Conv2d(8,8,3,1,1,groups=8))
+    x = torch.randn(3,37,50)
+    native = net(x)
+    close(set_output_stride(net,1)(x)[...,::4,::4], native)
+
+def test_a_trace_passes_its_own_check_where_a_gradient_comes_back():
+    "It is for any device, as an export is, so it does not choose what is faster here"
+    net = nn.Sequential(nn.Conv2d(3,8,3,2,1), nn.Conv2d(8,8,3,2,1), nn.Conv2d(8,8,3,1,1,groups=8))
+    m,x = set_output_stride(net,1),torch.randn(1,3,37,50)
+    close(torch.jit.trace(m,x)(x), m(x))

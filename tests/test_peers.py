@@ -3,7 +3,7 @@ import pytest, timm, torch, torchvision
 from copy import deepcopy
 from functools import partial
 from fastai.vision.all import create_body
-from fastai_dilation.all import create_timm_model, grid_error, set_output_stride
+from fastai_dilation.all import create_timm_model, grid_error, pool_over, set_output_stride
 from util import alive, grid_diff, randomize, with_weights
 
 def off(theirs, native, x, T=8):
@@ -77,3 +77,12 @@ def test_segmentation_models():
         native = alive(enc(name))
         assert min(off(enc(name,output_stride=8), native, x) for x in xs)>.03
     with pytest.raises(ValueError): smp.DeepLabV3('resnet18', encoder_weights=None, encoder_output_stride=4)
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_convnext', 'test_efficientnet'])
+def test_timms_own_pool_stays_one(name):
+    "It has a `pool_type` of its own, which comes back, and which a new head asks for"
+    m = timm.create_model(name).eval()
+    before = repr(m)
+    assert repr(pool_over(pool_over(m,'grid'),'all'))==before
+    pool_over(set_output_stride(m,8), 'grid').reset_classifier(5)
+    assert m(torch.randn(1,3,96,96)).shape==(1,5)

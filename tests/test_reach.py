@@ -116,3 +116,17 @@ def test_a_known_network_sees_as_far_as_is_known():
     "densenet121's field is 2,071 pixels, a little more than a thousand on each side"
     far = receptive_field(tvm.densenet121())
     assert 1000<=far[32]<1060 and [*far]==[2,4,8,16,32]
+
+def test_what_is_no_image_is_not_touched():
+    "A vector beside it has no pixels"
+    class WithVector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv,self.lin = nn.Conv2d(3,8,3,2,1),nn.Linear(8,8)
+        def forward(self, x, v): return self.conv(x)+self.lin(v)[...,None,None]
+    assert receptive_field(WithVector(), x=(torch.randn(1,3,64,64),torch.randn(1,8)))=={2:2}
+
+def test_tiles_without_a_margin():
+    "Each is an image of its own, and what it makes beyond its end is the next one's"
+    conv,x = nn.Conv2d(3,4,2,2,1),torch.randn(1,3,128,128)
+    assert by_tiles(conv, x, tile=64, margin=0).shape==conv(x).shape

@@ -8,6 +8,7 @@ from fastai_dilation import ask
 from fastai_dilation.__main__ import _give_weights, check, is_exact
 from fastai_dilation.all import grid_error, set_output_stride
 from fastai_dilation.layers import change
+from fastai_dilation.strides import Grid
 from util import alive
 
 def convnext():
@@ -135,3 +136,14 @@ class TwoMapsInOne(nn.Module):
 def test_a_head_that_is_called_on_two_strides_is_compared_at_each():
     "By the call that made the map"
     assert max(grid_error(TwoMapsInOne().double(), 2, levels=True).values())<1e-12
+
+def test_a_map_of_zeros_is_off_by_nothing_and_shows_nothing():
+    net = nn.Sequential(nn.Conv2d(3,8,3,2,1), nn.Conv2d(8,8,3,2,1))
+    for o in net[1].parameters(): nn.init.zeros_(o)
+    with pytest.warns(UserWarning, match='can hardly be seen'): assert grid_error(net,1)==0
+
+def test_a_nan_is_no_small_number():
+    "In a comparison it is neither larger nor smaller than any"
+    native,grid = torch.ones(1,1,2,2),Grid((2,3),4)
+    assert ask._error(native.clone(), native, grid, 4)==0
+    assert ask._error(native*torch.nan, native, grid, 4)==torch.inf

@@ -331,3 +331,10 @@ def test_what_is_lost_in_training_alone_is_warned_of():
             b = self.mid(a)
             return (self.last(b),self.aux(a,b)) if self.training else self.last(b)
     assert '`aux` (Aux)' in said(set_output_stride, WithAux(), 2)[0]
+
+def test_a_network_without_values_is_warned_of_as_one_with_them():
+    "On the meta device, where numbers have to be tried as well"
+    with torch.device('meta'): net = Gain(0.)
+    assert said(set_output_stride, net, 1)==[]
+    with torch.device('meta'): net = AnswersInAnObject()
+    assert len(said(set_output_stride, net, 1))==1
