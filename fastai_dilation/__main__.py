@@ -63,9 +63,12 @@ def _give_weights(net, *xs):
         if may_hide(p): nn.init.uniform_(p, .5, 1.5)
     momenta = [o.momentum for o in norms]
     net.eval()
-    for o in norms: o.train().momentum = 1.
+    for o in norms:
+        o.train()
+        o.momentum = 1.
     with torch.no_grad(): net(*xs)
-    for o,momentum in zip(norms,momenta): o.eval().momentum = momentum
+    net.eval()
+    for o,momentum in zip(norms,momenta): o.momentum = momentum
 
 def _off(net, output_stride):
     "`grid_error`, and what it warns of"

@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from fastai.callback.core import *
 from fastai.vision.all import *
 from torch.utils.checkpoint import checkpoint
-from .strides import is_inside,parent
+from .strides import outermost,parent
 
 # %% ../nbs/11_checkpointing.ipynb #ck02
 def _blocks(net):
@@ -27,7 +27,7 @@ def _blocks(net):
         up = net.get_submodule(parent(name))
         return isinstance(up,nn.Sequential) and not isinstance(m,nn.Sequential) and len([*m.children()])>0
     names = [n for n,m in net.named_modules() if n and is_block(n,m)]
-    return [n for n in names if not is_inside(parent(n),names)]
+    return outermost(names)
 
 # %% ../nbs/11_checkpointing.ipynb #ck05
 @contextmanager

@@ -53,7 +53,7 @@ def peak_memory(
 
 def time_in_turns(
     fs,  # functions
-    n=5, # turns; the first one does not count
+    n=5, # turns; the first one does not count, if there are more
 ): # a list with an array of seconds for each function
     "Time each of the functions `fs`, called in turns `n` times"
     ts = [[] for _ in fs]
@@ -62,7 +62,7 @@ def time_in_turns(
         f()
         if torch.cuda.is_available(): torch.cuda.synchronize()
         t.append(time.perf_counter()-start)
-    return [np.array(t[1:]) for t in ts]
+    return [np.array(t[1:] or t) for t in ts]
 
 # %% ../nbs/14_evaluate.ipynb #997e0827
 @contextmanager

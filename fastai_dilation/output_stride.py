@@ -442,8 +442,8 @@ def in_turn(
     net = network_of(model)
     phased = [net.get_submodule(n) for n in phases_in(net)]
     if not phased: raise ValueError(f'Nothing in this {type(net).__name__} runs by phases, so nothing can go in turn')
-    before = [vars(m).get('_at_once') for m in phased]
-    for m in phased: m._at_once = at_once
+    before = [*map(at_once_in, phased)]
+    for m in phased: let_go_in_turn(m, at_once)
     try: yield model
     finally:
-        for m,o in zip(phased,before): vars(m).pop('_at_once') if o is None else setattr(m, '_at_once', o)
+        for m,o in zip(phased,before): let_go_in_turn(m, o)

@@ -28,9 +28,9 @@ _takes_two = False # neighbours by themselves, and not by a product with a matri
 def nan_stays():
     "Inside, a NaN is read by those alone that read its position"
     global _takes_two
-    _takes_two = True
+    before,_takes_two = _takes_two,True
     try: yield
-    finally: _takes_two = False
+    finally: _takes_two = before
 
 def read_along(
     x,     # a map

@@ -17,8 +17,8 @@ A layer has its `s` as a setting. `S` is measured, by running the network unseen
 # %% auto #0
 __all__ = ['Grid', 'Call', 'OwnResize', 'Shapes', 'Touched', 'rule', 'divides', 'is_finer', 'Snapshot', 'device_of',
            'belongs_to_network', 'watched', 'tensors', 'are_in_sight', 'is_map', 'grid_between', 'Sample', 'samples',
-           'side_for', 'shapes_of', 'Strides', 'parent', 'is_inside', 'closed_inside', 'PerTensor', 'touched', 'follow',
-           'first_line', 'similar']
+           'side_for', 'shapes_of', 'Strides', 'parent', 'is_inside', 'outermost', 'closed_inside', 'PerTensor',
+           'touched', 'follow', 'first_line', 'similar']
 
 # %% ../nbs/01_strides.ipynb #464fb842
 import dataclasses,difflib,math,random,weakref
@@ -75,7 +75,8 @@ class Snapshot:
         for v in self.empty: v.clear()
         for v,content in self.contents:
             v.clear()
-            v.extend(content) if isinstance(v,list) else v.update(content)
+            if isinstance(v,list): v.extend(content)
+            else: v.update(content)
         for m,cls,state in self.states:
             m.__class__ = cls
             vars(m).clear()
@@ -476,6 +477,10 @@ def parent(name): return name.rpartition('.')[0]
 def is_inside(name, outer):
     "Is the module `name` one of `outer`, or inside of one?"
     return any(o in ('',name) or name.startswith(f'{o}.') for o in outer) # '' is the network itself
+
+def outermost(names):
+    "Of the `names` of modules those that are inside of no other one"
+    return [n for n in names if not is_inside(parent(n), names)]
 
 # %% ../nbs/01_strides.ipynb #a28ef564
 def closed_inside(net):
