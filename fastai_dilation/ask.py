@@ -216,7 +216,7 @@ class Becomes(namedtuple('Becomes', [
 
 
 # %% ../nbs/07_ask.ipynb #ex09b3
-def _in_decoder(net):
+def _at_native_positions(net):
     "By name of a module that resizes finer maps, or pools the native positions of one: 'resizes' or 'reads'"
     modules = dict(net.named_modules())
     resize = {n:'resizes' for n,m in modules.items() if any(resizes_of(m) or ())}
@@ -283,7 +283,7 @@ def explain(
     T = _in_numbers(net, output_stride, strides, x)
     with Snapshot(net):
         set_output_stride(net, T, x)
-        phased,places = phases_in(net),_in_decoder(net)
+        phased,places = phases_in(net),_at_native_positions(net)
     plan = make_plan(strides, T)
     def pixels(strides): return ', '.join(map(in_words,strides))
     def row(name):

@@ -30,7 +30,7 @@ from .learner import *
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 # %% ../nbs/13_deeplab.ipynb #head05
-class _BatchNorm(nn.BatchNorm2d):
+class _BatchNorm(nn.BatchNorm2d): # pickles of 0.0.2 name it
     "A batch norm that uses its running statistics for a batch with one value per channel"
     def forward(self, x):
         if x.numel()>x.shape[1] or not self.training: return super().forward(x)
@@ -276,6 +276,7 @@ def check_rates(rates, sides, stride):
     step = max(native, default=0)*stride
     fit = f'`rates={_rates_that_fit(native,side,stride)}` would fit' if step>=side else ''
     if rates in _in_papers and 3*step>2*side:
+        # on so small an image the paper's rates step over all of it, and `fit` has words
         also = f'. For this image of {image}, {fit}' if side<=9*32 else ''
         warnings.warn('`rates` are in steps of 32 pixels here, at every output stride, and '
             f"{rates} are the paper's at {_in_papers[rates]}, which are `rates=(3, 6, 9)` here{also}")

@@ -43,6 +43,7 @@ def arch_name(arch):
 def said_of(arch, net):
     "Inside, what is said of the class of `net` is said of `arch`"
     def renamed(words):
+        # once, and not as a part of a path, or of what stands in back-quotes
         for cls in dict.fromkeys([type(net),type(getattr(net,'model',net))]):
             words = re.sub(rf'(?<![\w.`]){cls.__name__}\b', arch_name(arch), words, count=1)
         return words

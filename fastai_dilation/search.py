@@ -92,6 +92,7 @@ class Search:
 def has_hooks(m):
     "Has somebody put a forward hook on `m`, other than PyTorch itself?"
     hooks = [*vars(m)['_forward_hooks'].values(), *vars(m)['_forward_pre_hooks'].values()]
+    # transformers' hooks count: they collect what a module makes, and have to see whole maps
     return any(not type(o).__module__.startswith('torch.nn.utils') for o in hooks)
 
 def hooked(net):
@@ -505,7 +506,7 @@ def _heads_in_words(in_training, T, were_tried):
 
 # %% ../nbs/04_search.ipynb #wtc04
 def may_hide(p):
-    "May the weights `p` hide what they are multiplied with? A gain, a layer scale, or a last conv that begin near 0"
+    "May the weights `p` hide what they are multiplied with? (A gain, a layer scale, a last conv that begins with 0; also a bias)"
     has_values = p.is_floating_point() and p.numel() and not p.is_meta
     if not has_values: return False
     if p.ndim>1 and p.numel()>1: return bool(p.std()<1e-6)

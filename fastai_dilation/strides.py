@@ -115,7 +115,7 @@ def device_of(net):
 
 @contextmanager
 def _unchanged_random(device):
-    "Draw the same numbers each time, and leave no trace of it"
+    "PyTorch draws the same numbers each time, and of what anybody draws inside there is no trace"
     states = random.getstate(),np.random.get_state()
     on_gpu = device.type=='cuda'
     with torch.random.fork_rng([device] if on_gpu else []):
@@ -146,7 +146,7 @@ def belongs_to_network(hook):
     "Does the network itself need `hook`? All others are somebody's who looks, or changes what it makes"
     return str(getattr(hook,'__module__','')).startswith(_hooks_of_networks)
 
-def _without_hooks(hooks):
+def _hooks_to_keep(hooks):
     "Of the dict `hooks` those that the network itself needs"
     return type(hooks)({i:o for i,o in hooks.items() if belongs_to_network(o)})
 
@@ -187,7 +187,7 @@ def watched(net, watch, meta=False, training=(), watch_resize=None):
             state['training'] = name in training
             state.pop('_compiled_call_impl', None) # `m.compile()` would call the compiled forward
             for k,v in [*state.items()]:
-                if k.endswith('_hooks') and isinstance(v,dict): state[k] = _without_hooks(v)
+                if k.endswith('_hooks') and isinstance(v,dict): state[k] = _hooks_to_keep(v)
             _replace_tensors(m, stand_in)
             forward = m.forward
             if resizes:

@@ -229,7 +229,7 @@ def _put_all_right(self:Trial, o, noted):
 # %% ../nbs/03_trial.ipynb #5c6987e4
 @patch
 def _blame_caller(self:Trial, name, ts, noted):
-    "Note whether its caller called module `name` with a wrong map, and whether one was of a wrong size"
+    "Was module `name` called with a wrong map? Note that for its caller, and whether one was of a wrong size"
     wrong = [(t,o) for t,o in zip(ts,noted) if o.grid and not self._is_right(t,o)]
     if wrong: self.stack[-1].called_with_wrong_map = True
     has_wrong_size = any(is_map(o.grid) and not self._fits(t,o) for t,o in wrong)
