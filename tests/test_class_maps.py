@@ -1,4 +1,5 @@
 "What a classifier says of each position: its answer is the mean of the native ones, whatever the head is called"
+from copy import deepcopy
 from functools import partial
 from types import SimpleNamespace
 import pytest, timm, torch, torchvision.models as tvm
@@ -6,6 +7,7 @@ from fastai.vision.all import CrossEntropyLossFlat, Learner, create_body, nn
 from fastai.vision.models import xresnet
 from fastai_dilation.all import ClassMaps, class_maps, create_vision_model, get_output_stride, pool_over, set_output_stride, smoothed
 from seg_data import class_dls, make_files
+from timm.layers import SelectAdaptivePool2d
 from util import alive, close, same, settled, slow_if, small, tensors
 
 nets = dict(small=lambda: small(n_out=10), xse_resnet18=lambda: xresnet.xse_resnet18(n_out=10, widen=.25))
@@ -89,3 +91,21 @@ def test_a_pool_to_a_list_of_sides():
     "As `[1,1]`, which some write"
     net = nn.Sequential(nn.Conv2d(3,8,3,2,1), nn.Conv2d(8,8,3,2,1), nn.AdaptiveAvgPool2d([1,1]), nn.Flatten(), nn.Linear(8,4))
     assert class_maps(net, torch.randn(1,3,64,64), 1).shape==(1,4,64,64)
+
+class ChannelsLast(nn.Module):
+    "A classifier whose map has its channels last, and a pool that reads such a map, as timm's Swin has"
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3,8,3,2,1), nn.Conv2d(8,6,3,2,1))
+        self.pool,self.head = SelectAdaptivePool2d(pool_type='fastavg',flatten=True,input_fmt='NHWC'),nn.Linear(6,4)
+    def forward(self, x): return self.head(self.pool(self.body(x).movedim(1,-1)))
+
+def test_a_pool_of_a_map_with_its_channels_last():
+    "It reads the native positions, before a change and after one, and its head can be asked about each position"
+    net,x = ChannelsLast().double().eval(),torch.randn(2,3,61,97).double()
+    native,maps = net(x),class_maps(net, x, 1)
+    close(maps[...,::4,::4].mean((2,3)), native, 1e-12)
+    before,after = pool_over(deepcopy(net)),set_output_stride(deepcopy(net),1)
+    close(set_output_stride(before,1)(x), native, 1e-12)
+    close(pool_over(after)(x), native, 1e-12)
+    assert repr(pool_over(set_output_stride(after,4),'all'))==repr(net)
