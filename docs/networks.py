@@ -109,7 +109,7 @@ def how_far(head, rows):
     who,n,left = f"{head['library']} {head['version']}",head['names'],head['names']-len(mine)
     what = f'{len(mine)-large:,} asked, {large:,} too large'
     if not left: return f'- {who}: all {n:,} names, {what}.'
-    return f'- {who}: {len(mine):,} of {n:,} names so far, the smallest of each family first: {what}. {left:,} are still to be asked.'
+    return f'- {who}: {len(mine):,} of {n:,} names so far, the smallest of each family and the best-known ones: {what}. {left:,} are still to be asked.'
 
 def all_rows(rows):
     cols = 'network','from','M','asked','verdict','strides','error','sides','time','change','how'
