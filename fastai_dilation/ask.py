@@ -282,14 +282,14 @@ def explain(
     strides = native_strides(net, x)
     T = _in_numbers(net, output_stride, strides, x)
     with Snapshot(net):
+        layers = {n:_layer_name(m) for n,m in restored(net).named_modules()}
         set_output_stride(net, T, x)
         phased,places = phases_in(net),_at_native_positions(net)
     plan = make_plan(strides, T)
     def pixels(strides): return ', '.join(map(in_words,strides))
     def row(name):
-        what = _layer_name(net.get_submodule(name))
         reads,makes = pixels(strides.reads(name)),pixels(strides.makes(name))
-        return Layer(name or '(itself)', what, reads, makes, _what_becomes(name,strides,plan,phased,places))
+        return Layer(name or '(itself)', layers[name], reads, makes, _what_becomes(name,strides,plan,phased,places))
     return Table(row(n) for n in strides.calls if n in strides.own.keys()|phased.keys()|places.keys())
 
 # %% ../nbs/07_ask.ipynb #28a5c323

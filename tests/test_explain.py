@@ -65,3 +65,9 @@ def test_the_command_says_whether_it_is_exact():
     args = [sys.executable,'-W','ignore','-m','fastai_dilation','resnet18d','8']
     res = subprocess.run(args, capture_output=True, text=True)
     assert res.returncode==0 and '\nexact: ' in res.stdout
+
+def test_a_network_that_is_dilated_already_is_explained_as_it_was_before():
+    "Its layers have their own names: a pool, and not what took its place"
+    m = small()
+    native = str(explain(m, 8))
+    assert str(explain(set_output_stride(m,16), 8))==native and 'MaxPool2d' in native
