@@ -57,7 +57,11 @@ def table(cols, rows):
     "Markdown"
     return '\n'.join(f"| {' | '.join(map(str,o))} |" for o in [cols, ['---']*len(cols), *rows])
 
-def series(xs): return ', '.join('–' if o is None else f'{o:g}' for o in xs) # a map of another size has no error
+hyphen,blank = '\u2011','\u00a0' # at which no line breaks
+
+def series(xs):
+    "Figures that stay on one line; a map of another size has no error"
+    return f',{blank}'.join('–' if o is None else f'{o:g}'.replace('-',hyphen) for o in xs)
 
 # titles of columns with a value for each output stride, and what rows call them
 lists = dict(strides='strides', error='errors', sides='sides', time='times', change='secs')
@@ -84,9 +88,9 @@ def counted(rows):
 def known_table(rows):
     "The best-known networks, as far as they have a row"
     rows = {(o['library'],o['name']):o for o in rows}
-    found = [(fam,cells(rows[lib,name])) for fam,lib,name in best_known if (lib,name) in rows]
+    found = [cells(rows[lib,name])|{'from':lib} for _,lib,name in best_known if (lib,name) in rows]
     cols = 'network','from','asked','verdict','strides','error','sides','how'
-    return table(['family',*cols], [(fam,*[o[k] for k in cols]) for fam,o in found])
+    return table(cols, [[o[k] for k in cols] for o in found])
 
 def general(why):
     "A reason without names and numbers, so that equal ones can be counted"
