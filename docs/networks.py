@@ -88,9 +88,9 @@ def counted(rows):
 def known_table(rows):
     "The best-known networks, as far as they have a row"
     rows = {(o['library'],o['name']):o for o in rows}
-    found = [cells(rows[lib,name])|{'from':lib} for _,lib,name in best_known if (lib,name) in rows]
-    cols = 'network','from','asked','verdict','strides','error','sides','how'
-    return table(cols, [[o[k] for k in cols] for o in found])
+    found = [(lib,cells(rows[lib,name])) for _,lib,name in best_known if (lib,name) in rows]
+    cols = 'network','from','verdict','strides','error','sides','how'
+    return table(cols, [[(o|{'from':f"{lib} {o['asked']}"})[k] for k in cols] for lib,o in found])
 
 def general(why):
     "A reason without names and numbers, so that equal ones can be counted"
