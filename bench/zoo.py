@@ -6,7 +6,7 @@ from fastai.vision.all import *
 from fastai_dilation.all import *
 from fastai_dilation.ask import before_pixels, last_maps
 from fastai_dilation.layers import CannotDilate, phases_in
-from fastai_dilation.output_stride import native_strides
+from fastai_dilation.output_stride import native_strides,network_of
 from fastai_dilation.strides import as_tuple, closed_inside, first_line, is_map
 from fastai_dilation.trial import difference, has_native_size, native_part
 from fastcore.script import call_parse
@@ -36,6 +36,11 @@ def all_names():
     yield from [('fastai','xresnet',o) for o in xresnets.__all__ if re.match('xse|xres', o)]
     yield 'fastai','unet','unet_resnet18'
 
+def body_of(detector):
+    "What changes of a `detector`, or all of one that is refused"
+    try: return network_of(detector)
+    except CannotDilate: return detector
+
 def forms(lib, fam, name):
     "Ways to build a network, by name; each is for one that is refused as the form before"
     unet = partial(create_unet_model, models.resnet18, 11, (224,224), pretrained=False)
@@ -47,7 +52,7 @@ def forms(lib, fam, name):
     whole = partial(tvm.get_model, name, weights=None, **(dict(weights_backbone=None) if is_dense else {}))
     if fam=='segmentation': return dict(whole=whole, backbone=lambda: whole().backbone)
     # a detector resizes what it reads
-    if fam=='detection': return dict(backbone=lambda: whole().backbone, body=lambda: whole().backbone.body)
+    if fam=='detection': return dict(body=lambda: body_of(whole()))
     return dict(whole=whole)
 
 def first_form(net): return next(iter(forms(*net).values()))
@@ -179,7 +184,7 @@ def side(m, strides, x):
 
 def ask_form(m, tell):
     "Tell what becomes of `m`: first whether it is exact, then what it costs"
-    strides = native_strides(m)
+    strides = native_strides(network_of(m))
     Ts = asked(strides.possible)
     tell(strides=[strides.possible[-1],*Ts], at='a native pass')
     own = own_sides(m, strides)

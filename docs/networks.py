@@ -155,7 +155,7 @@ Names in a reason are `…`, and numbers N.
 
 - *M*: millions of parameters.
 - *asked*: `features`: the network is refused as it is, so what `timm.create_model(name, features_only=True, out_indices=[-1])` makes was
-  asked. `backbone` and `body` are the parts of torchvision's detectors, and of a segmenter that is refused as a whole.
+  asked. `body`: that of a detector is what changes of it. `backbone`: that of a segmenter that is refused as a whole.
 - *strides*: the native one, and those that were asked for: 16 and 8, or those next to them that it can have. The columns behind it have
   their values in this order.
 - *error*: the largest difference of the last map from the native one, on the native grid, as a part of its largest value, in double
