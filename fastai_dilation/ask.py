@@ -347,6 +347,7 @@ def smoothed(
     finer, # how many times as fine as natively it is, a number or one for each axis
 ): # as large; at the border there are fewer neighbours
     "Mean around each position of `x` in which each place between two native positions counts the same"
+    if not x.is_floating_point(): raise ValueError(f'Values of {x.dtype} have no mean: give it `x.float()`')
     for ax,d in enumerate(as_tuple(finer,x.ndim-2), start=2):
         i = torch.arange(x.shape[ax], device=x.device)
         # `d` positions; of an even number the two outer ones are half in, and both lie at the same place
@@ -390,6 +391,7 @@ def _of_batch(self:ClassMaps, x):
     def one_by_one(name, forward, *args, **kwargs):
         if name!=self.pool: return forward(*args, **kwargs)
         features, = args
+        if sides: raise ValueError(f'`{name}` is called more than once')
         if not self.has_channels_last: features = features.movedim(1,-1)
         sides.extend(features.shape[1:-1])
         maps_of_one = features.flatten(0,-2).unflatten(0, (-1,*[1]*len(sides)))

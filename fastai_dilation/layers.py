@@ -13,6 +13,7 @@ __all__ = ['kinds', 'Changed', 'CannotDilate', 'as_tuple', 'on_each_axis', 'by_a
            'is_changed']
 
 # %% ../nbs/00_layers.ipynb #6588b5d5
+import inspect
 from collections import namedtuple
 from operator import mul
 import torch
@@ -61,7 +62,9 @@ def _why_not(pool):
 
 def _is_one_image(x, pool_type):
     "Has `x`, which a pool of class `pool_type` reads, no batch? PyTorch's layers take such an image too"
-    return any(x.ndim==n+1 and pool_type.__name__.endswith(f'{n}d') for n in (1,2,3))
+    ends = [cls.__name__[-2:] for cls in pool_type.__mro__]
+    n_axes = next((int(o[0]) for o in ends if o in ('1d','2d','3d')), None)
+    return n_axes is not None and x.ndim==n_axes+1
 
 # %% ../nbs/00_layers.ipynb #6b712fa8
 def ceil_div(a, b): return (a+b-1)//b # not `-(-a//b)`: ONNX divides towards 0
@@ -140,9 +143,9 @@ class GridPool(DilatedPool):
 
     def __getattr__(self, name):
         "What the class of the pool has besides, as timm's heads ask for"
-        grid_of = vars(self).get('grid_of')
-        if not hasattr(grid_of, name): return super().__getattr__(name)
-        return getattr(grid_of,name).__get__(self)
+        own = inspect.getattr_static(vars(self).get('grid_of'), name, None)
+        if own is None: return super().__getattr__(name)
+        return own.__get__(self) if hasattr(own,'__get__') else own
 
     def __setstate__(self, state):
         # until 0.0.3 it was called as a setting of timm's pools is

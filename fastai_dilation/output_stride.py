@@ -80,6 +80,12 @@ def network_of(model):
     net = network_in(model)
     return net if net is model else network_of(net)
 
+# %% ../nbs/05_output_stride.ipynb #hold05
+def _down_to_network(model):
+    "`model`, what it holds, and so on"
+    inner = network_in(model)
+    return [model] if inner is model else [model, *_down_to_network(inner)]
+
 # %% ../nbs/05_output_stride.ipynb #16e083d3
 def in_numbers(
     output_stride, # as `set_output_stride` takes it
@@ -245,7 +251,7 @@ def set_output_stride(
     "Trade the strides of `model` beyond `output_stride`, one of `output_strides(model)`, for dilation; returns `model`"
     net = network_of(model)
     found,T = _change(net, output_stride, x)
-    note_stride(model, T)
+    for o in _down_to_network(model): note_stride(o, T)
     if warn:
         who = f'At output_stride={T} this {type(net).__name__}'
         words = [_inexact(net, T, found.lost, x)] if found.lost else []

@@ -29,6 +29,10 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._pytree import tree_flatten,tree_leaves,tree_map,tree_unflatten
 from .layers import *
 
+# %% ../nbs/02_phases.ipynb #exp02
+# PyTorch before 2.7 does not tell an export from a compilation
+_is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
+
 # %% ../nbs/02_phases.ipynb #d8111cba
 class Phases(namedtuple('Phases', [
     'spacing', # native positions are so far apart,
@@ -63,7 +67,7 @@ class Phases(namedtuple('Phases', [
     ):
         "Positions of the merged map along a single dim: one for each that is kept; all, if the module pads or cuts"
         n_kept = ceil_div(side, self.kept)
-        if torch.compiler.is_exporting(): # a free side may not be comparable
+        if _is_exporting(): # a free side may not be comparable
             from torch.fx.experimental.symbolic_shapes import statically_known_true # takes a second
             pads_or_cuts = statically_known_true(ceil_div(n_kept,self.n)!=n)
         else: pads_or_cuts = ceil_div(n_kept,self.n)!=n
@@ -93,7 +97,7 @@ def _split_axis(x, p):
     n,d = x.shape[ax],p.spacing
     n_each = ceil_div(n, d)
     # in an export a free side is not asked for its value
-    if p.stride>1 or torch.compiler.is_exporting(): x = x.index_select(ax, _places(x,p,range(p.n)).flatten())
+    if p.stride>1 or _is_exporting(): x = x.index_select(ax, _places(x,p,range(p.n)).flatten())
     elif n_missing := n_each*d - n:
         twice = torch.arange(n-d, n-d+n_missing, device=x.device).clamp(min=0)
         x = torch.cat([x, x.index_select(ax,twice)], ax)
@@ -102,7 +106,7 @@ def _split_axis(x, p):
 # %% ../nbs/02_phases.ipynb #4b343f13
 def _is_channels_last(x, dims):
     "Is the map `x`, with its sides at `dims`, kept in memory with the channels last?"
-    if x.ndim not in (4,5) or dims!=tuple(range(2,x.ndim)) or torch.compiler.is_exporting(): return False
+    if x.ndim not in (4,5) or dims!=tuple(range(2,x.ndim)) or _is_exporting(): return False
     if x.is_contiguous(): return False # a map of one position, or of one channel, is both
     return x.is_contiguous(memory_format=torch.channels_last if x.ndim==4 else torch.channels_last_3d)
 
@@ -120,7 +124,7 @@ def split(x, p):
 # %% ../nbs/02_phases.ipynb #82b0a920
 def _cut(y, dims, ns):
     "The first `ns` positions of `y` along `dims`, without gaps in memory"
-    exports = torch.compiler.is_exporting()
+    exports = _is_exporting()
     def first(y, ax, n): return y.index_select(ax, torch.arange(n,device=y.device)) if exports else y.narrow(ax, 0, n)
     for ax,n in zip(dims,ns): y = first(y, ax, n)
     return y if exports else y.contiguous()
@@ -375,21 +379,26 @@ class WithRuns(InPlace):
         ms = list(self)
         while ms:
             run = _run_at_start(ms)
-            x = ms[0](x) if len(run)<2 else _through(run, x)
-            ms = ms[max(1,len(run)):]
+            x,n_done = _through(run, x) if len(run)>1 and _is_map(x,run[0]) else (ms[0](x),1)
+            ms = ms[n_done:]
         return x
 
+def _is_map(x, m):
+    "Is `x` one map, as module `m` runs by the phases of?"
+    return isinstance(x,torch.Tensor) and x.ndim>max(m._by_phases.dims)
+
 def _through(run, x):
-    "What the modules `run` make of the map `x`, split once"
+    "What the modules `run` make of the map `x`, split once, and how many of them: one may make several maps"
     p,last = run[0]._by_phases,_is_channels_last(x, run[0]._by_phases.dims)
     y,sides = split(x, p),p.sides(x)
-    for m in run:
+    for n_done,m in enumerate(run, 1):
         z = m.on_phases(y)
+        if not isinstance(z,torch.Tensor): return _merge_all(z, x, p),n_done
         if p.sides(z)!=p.sides(y): # one that pads or cuts: as if it stood alone
             x = merge(z, p, sides, last)
             z,sides = split(x, p),p.sides(x)
         y = z
-    return merge(y, p, sides, last)
+    return merge(y, p, sides, last),len(run)
 
 # %% ../nbs/02_phases.ipynb #e7e5445e
 def is_sequential(m): return isinstance(m,WithRuns) or type(m).forward is nn.Sequential.forward
@@ -413,7 +422,7 @@ def is_plain_depthwise(conv):
 def _phases_are_faster(conv, x, weight):
     "Does `conv` take less time by phases than dilated, on a map like `x`?"
     if x.ndim!=weight.ndim: return False           # one image, without a batch
-    is_for_any_device = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    is_for_any_device = _is_exporting() or torch.jit.is_tracing()
     if is_for_any_device: return False
     if x.is_cuda: return _is_channels_last(x, (2,3))
     if x.device.type!='cpu': return False          # not measured

@@ -147,7 +147,8 @@ def by_tiles(
             f'of {strides.output}, not {sides}: pad the image')
     def rounded_up(pixels): return as_tuple(by_axis(lambda n,T: math.ceil(n/T)*T, pixels, now), ndim)
     tiles = [tiles_of(*o) for o in zip(sides, rounded_up(tile), rounded_up(margin))]
-    def f(x): return net(x.to(device_of(net))).to(x.device)
+    i_map = [*map(is_map, strides.answers)].index(True) # some return a dict with it
+    def f(x): return tensors(net(x.to(device_of(net))))[i_map].to(x.device)
     with Snapshot(net), torch.no_grad():
         net.eval()
         return _whole(f, x, tiles, as_tuple(by_axis(min,answer,now),ndim))

@@ -45,6 +45,7 @@ def read_along(
     if _takes_two:
         before,behind = [x.index_select(ax, o.long()).movedim(ax,-1) for o in (at.floor(),at.ceil())]
         return before.lerp(behind, (at-at.floor()).to(x.dtype)).movedim(-1,ax)
+    if not x.is_floating_point(): raise ValueError(f'Values of {x.dtype} have nothing between them: give it `x.float()`')
     i = torch.arange(x.shape[ax], device=x.device)
     w = 1-(at[:,None]-i).abs()
     return (x.movedim(ax,-1) @ w.clamp(min=0).to(x.dtype).T).movedim(-1,ax)

@@ -516,9 +516,9 @@ def may_hide(p):
 def weights_that_count(net):
     "Inside, the weights of `net` that may hide something are random ones from .5 to 1.5"
     own = {p:p.data for p in net.parameters() if may_hide(p.detach())}
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator('cpu').manual_seed(0)
     try:
-        for p,w in own.items(): p.data = (torch.rand(w.shape,generator=g)+.5).to(w)
+        for p,w in own.items(): p.data = (torch.rand(w.shape,generator=g,device='cpu')+.5).to(w)
         yield bool(own)
     finally:
         for p,w in own.items(): p.data = w
@@ -627,7 +627,7 @@ def global_pools(net):
     "Names of the outermost adaptive and grid pools"
     def is_adaptive(cls): return 'Adaptive' in cls.__name__ and 'Pool' in cls.__name__ # fastai's, timm's too
     def is_global(m): return isinstance(m,GridPool) or is_adaptive(type(m))
-    return outermost([n for n,m in net.named_modules() if is_global(m)])
+    return outermost([n for n,m in net.named_modules() if n and is_global(m)])
 
 def _pools_in_lost(net, strides, T, found):
     "By name of a pool over a whole map in a module that is lost: how many times finer than natively that is"

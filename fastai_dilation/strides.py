@@ -172,6 +172,15 @@ class _Resizes(TorchFunctionMode):
         return self.watch(name, i, forward, *args, **kwargs)
 
 # %% ../nbs/01_strides.ipynb #b47bb5cx
+_own_hooks = {k for k in vars(nn.Module()) if k.endswith('_hooks')}
+
+def _set_mode(m, is_training):
+    "Let module `m` be in training or not, without the hooks of others"
+    state = vars(m)
+    state['training'] = is_training
+    state.pop('_compiled_call_impl', None) # `m.compile()` would call the compiled forward
+    for k in _own_hooks & state.keys(): state[k] = _hooks_to_keep(state[k])
+
 @contextmanager
 def watched(net, watch, meta=False, training=(), watch_resize=None):
     "Inside, a call of a module of `net` is `watch(name, forward, *args, **kwargs)`; all but `training` evaluate"
@@ -181,25 +190,22 @@ def watched(net, watch, meta=False, training=(), watch_resize=None):
     def stand_in(t):
         if id(t) not in stand_ins: stand_ins[id(t)] = make(t) # tied weights stay tied
         return stand_ins[id(t)]
+    def seen(name, m):
+        if not resizes: return partial(watch, name, m.forward)
+        if resizes_of(m) is not None: vars(m)['_turned_on'] = nullcontext # one mode sees all
+        return partial(watch, name, partial(resizes.run, name, m.forward))
     with Snapshot(net), torch.no_grad(), _no_hooks_for_all(), _unchanged_random(device):
         for name,m in [*net.named_modules()]:
-            state = vars(m)
-            state['training'] = name in training
-            state.pop('_compiled_call_impl', None) # `m.compile()` would call the compiled forward
-            for k,v in [*state.items()]:
-                if k.endswith('_hooks') and isinstance(v,dict): state[k] = _hooks_to_keep(v)
+            _set_mode(m, name in training)
             _replace_tensors(m, stand_in)
-            forward = m.forward
-            if resizes:
-                if resizes_of(m) is not None: state['_turned_on'] = nullcontext # one mode sees all
-                forward = partial(resizes.run, name, forward)
-            state['forward'] = partial(watch, name, forward)
+            vars(m)['forward'] = seen(name, m)
         with resizes or nullcontext(): yield
 
 # %% ../nbs/01_strides.ipynb #ten01a
 def _attributes(o):
     "What the object `o`, which is no tensor, keeps by name"
-    if dataclasses.is_dataclass(o) and not isinstance(o,type): return dict(vars(o))
+    is_data = dataclasses.is_dataclass(o) and not isinstance(o,type)
+    if is_data: return {f.name:getattr(o,f.name,None) for f in dataclasses.fields(o)} # `vars` has no slots
     return dict(o) if isinstance(o,Mapping) else {}
 
 def _leaves(o): return [o] if isinstance(o,Tensor) else tree_leaves(o)
@@ -307,7 +313,7 @@ def _drawn_from(t, shape, gen):
     "A tensor of whole numbers, or of yes and no, with values that `t` has"
     if not t.numel(): return torch.zeros(shape, dtype=t.dtype, device=t.device)
     values = torch.tensor([False,True]) if t.dtype==torch.bool else t.flatten().cpu()
-    at = torch.randint(len(values), shape, generator=gen)
+    at = torch.randint(len(values), shape, generator=gen, device='cpu')
     return values[at].to(t.device)
 
 # %% ../nbs/01_strides.ipynb #sam01
@@ -578,9 +584,9 @@ def touched(sample, sides):
     starts = [[int(at*side) for at,side in zip(place,sides)] for place in _places]
     for image,start in zip(all_images[0][1:], starts*_n_draws):
         place = image[(slice(None), *[slice(a,a+n) for a,n in zip(start,sizes)])]
-        place += 4*torch.randn(place.shape, dtype=torch.double, generator=gen).to(place)
-    radii = torch.tensor(sizes)/2
-    return Touched(xs, torch.tensor(starts)+radii, radii, tuple(sides))
+        place += 4*torch.randn(place.shape, dtype=torch.double, generator=gen, device='cpu').to(place)
+    radii = torch.tensor(sizes, device='cpu')/2
+    return Touched(xs, torch.tensor(starts,device='cpu')+radii, radii, tuple(sides))
 
 # %% ../nbs/01_strides.ipynb #59e5a049
 _slack = 1.5   # positions: a neighbour may move most

@@ -1,12 +1,14 @@
 "Layers as people make and change them: numbers and lists as settings, weights that are made, forwards that were replaced"
 import pickle
 from abc import ABC
+from dataclasses import dataclass
 import numpy as np, pytest, torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import remove_parametrizations
-from fastai_dilation.all import CannotDilate, get_output_stride, pool_over, set_output_stride
+from fastai_dilation.all import CannotDilate, get_output_stride, pool_over, set_output_stride, smoothed, to_pixels
+from fastai_dilation.layers import phases_in
 from util import close, said
 
 class Gate(nn.Module):
@@ -16,7 +18,8 @@ class Gate(nn.Module):
         self.conv = nn.Conv2d(8,8,1)
     def forward(self, x): return x*self.conv(x.mean((2,3),keepdim=True)).sigmoid()
 
-def net_with(*layers): return nn.Sequential(nn.Conv2d(3,8,3,2,1), nn.Conv2d(8,8,3,2,1), *layers, nn.Conv2d(8,8,3,1,1)).double()
+def two_convs(): return nn.Conv2d(3,8,3,2,1),nn.Conv2d(8,8,3,2,1)
+def net_with(*layers): return nn.Sequential(*two_convs(), *layers, nn.Conv2d(8,8,3,1,1)).double()
 
 def exact(net, T=1, S=4):
     "Is `net` exact at `T`, and back as it was?"
@@ -164,3 +167,54 @@ def test_a_norm_that_is_called_adaptive_is_no_pool():
     class AdaptiveNorm(nn.Module):
         def forward(self, x): return x-x.mean((2,3),keepdim=True)
     with pytest.raises(ValueError, match='no adaptive pool'): pool_over(net_with(AdaptiveNorm()))
+
+class WithMask(nn.Module):
+    "Hands on a map and a mask, and reads them together"
+    def forward(self, x):
+        x,mask = x if isinstance(x,tuple) else (x,x.abs())
+        return x-(x*mask).mean((2,3),keepdim=True),mask
+
+class First(nn.Module):
+    def forward(self, x): return x[0]
+
+def test_neighbours_that_hand_on_two_maps_run_by_phases_one_by_one():
+    "A split of one map is shared by those that make one"
+    m = nn.Sequential(*two_convs(), WithMask(), WithMask(), WithMask(), First(), nn.Conv2d(8,8,3,1,1)).double()
+    x = torch.randn(1,3,37,50).double()
+    native = m(x)
+    close(set_output_stride(m,1)(x)[...,::4,::4], native, 1e-12)
+    assert [*phases_in(m)]==['2','3','4']
+
+class ByName(nn.Module):
+    "Keeps functions under a name that ends as PyTorch's hooks do"
+    def __init__(self):
+        super().__init__()
+        self.act_hooks,self.convs = {'relu':torch.relu},nn.Sequential(*two_convs())
+    def forward(self, x): return self.convs(x+self.act_hooks['relu'](x))
+
+@dataclass(slots=True)
+class Answer:
+    y: torch.Tensor
+
+class WithSlots(ByName):
+    def forward(self, x): return Answer(super().forward(x))
+
+def test_what_only_looks_like_a_hook_stays():
+    for net in (ByName(),WithSlots()): assert get_output_stride(set_output_stride(net,1))==1
+
+class AdaptiveGeMPool2d(nn.Module):
+    eps = 1e-6
+    def forward(self, x): return x.clamp(min=self.eps).pow(3).mean((2,3),keepdim=True).pow(1/3)
+
+class AdaptivePoolNet(nn.Sequential): pass
+
+def test_a_pool_of_ones_own_with_a_setting_of_its_class():
+    "In a network that is called as if it were one itself"
+    net,x = AdaptivePoolNet(*two_convs(), AdaptiveGeMPool2d()),torch.randn(1,3,37,50)
+    native = net(x)
+    close(set_output_stride(pool_over(net),1)(x), native)
+
+def test_whole_numbers_are_not_interpolated():
+    "There is nothing between the classes 3 and 4"
+    for f in (lambda x: to_pixels(x,4,2), lambda x: smoothed(x,2)):
+        with pytest.raises(ValueError, match=r'give it `x.float\(\)`'): f(torch.full((1,1,2,2),7))
