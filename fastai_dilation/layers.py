@@ -101,22 +101,26 @@ class DilatedPool(nn.Module):
         "Each output is folded from its taps: the position itself, and `ks-1` behind it, each `step` further on"
         # an average pool has no dilation
         def setting(name): return as_tuple(getattr(self,name,1), x.ndim-2)[ax-2]
-        ks,stride,pad = setting('kernel_size'),setting('stride'),setting('padding')
-        d = setting('spacing')
-        step = d*setting('dilation')
-        is_avg = hasattr(self, 'count_include_pad') # only average pools have it
-        n = x.shape[ax]
-        sides = [0,0]*(x.ndim-1-ax) + [d*pad]*2
-        if pad: x = F.pad(x, sides, value=0. if is_avg else -torch.inf)
-        n_pad = x.shape[ax]
-        n_out = self._n_out(n, n_pad, step*(ks-1), stride, pad, d)
-        res = x.narrow(ax, 0, n_out)
-        for i in range(1, ks):
-            n_on = max(0, min(n_out, n_pad-i*step)) # outputs whose tap `i` is on the map
-            seen,tap = res.narrow(ax, 0, n_on),x.narrow(ax, min(i*step,n_pad), n_on)
-            seen = seen.lerp(tap, 1/(i+1)) if is_avg else torch.maximum(seen, tap)
-            res = seen if n_on==n_out else torch.cat([seen, res.narrow(ax,n_on,n_out-n_on)], ax)
+        ks,stride,pad,d = map(setting, ('kernel_size','stride','padding','spacing'))
+        step,n = d*setting('dilation'),x.shape[ax]
+        if pad: x = self._padded(x, ax, d*pad)
+        res = x.narrow(ax, 0, self._n_out(n, x.shape[ax], step*(ks-1), stride, pad, d))
+        for i in range(1, ks): res = self._with_tap(res, x, ax, i*step, 1/(i+1))
         return res
+
+    def _is_avg(self): return hasattr(self, 'count_include_pad') # only average pools have it
+
+    def _padded(self, x, ax, n):
+        sides = [0,0]*(x.ndim-1-ax) + [n]*2
+        return F.pad(x, sides, value=0. if self._is_avg() else -torch.inf)
+
+    def _with_tap(self, res, x, ax, at, share):
+        "`res` with the taps that lie `at` positions further on in `x`, where they are on the map; a mean has this `share` of them"
+        n_out,n_pad = res.shape[ax],x.shape[ax]
+        n_on = max(0, min(n_out, n_pad-at))
+        seen,tap = res.narrow(ax, 0, n_on),x.narrow(ax, min(at,n_pad), n_on)
+        seen = seen.lerp(tap, share) if self._is_avg() else torch.maximum(seen, tap)
+        return seen if n_on==n_out else torch.cat([seen, res.narrow(ax,n_on,n_out-n_on)], ax)
 
     def _n_out(self, n, n_pad, reach, stride, pad, d):
         "Outputs on an axis of `n` positions, `n_pad` with its padding, `d` apart natively, for windows that `reach` so far"

@@ -198,7 +198,7 @@ def _refuse_what_will_not_do(net, strides, T, found):
     _refuse_replaced_forwards(net, found.phased, found.lost)
     _refuse_crashes(net, found.lost)
 
-# %% ../nbs/05_output_stride.ipynb #change04
+# %% ../nbs/05_output_stride.ipynb #change04a
 @contextmanager
 def _rolled_back_on_error(net):
     snapshot = Snapshot(net)
@@ -209,6 +209,30 @@ def _rolled_back_on_error(net):
 
 _nothing_to_do = Found({}, {}, None)
 
+def _restored_strides(net, now, x):
+    "Native `Strides` of `net`, restored; `now` are those that it had"
+    changed = {n for n,m in net.named_modules() if is_changed(m)}
+    strides = follow(restored(net), x) if changed else now
+    _refuse_late_layers(now, strides, changed)
+    return strides
+
+def _change_restored(net, strides, T, x):
+    "Change the native `net` to `T`; what was `Found`"
+    if T==strides.output:
+        _refuse_refuted_answers(net, strides)
+        return _nothing_to_do
+    _refuse_answers_that_do_not_grow(net, strides)
+    axes_differ = isinstance(T,tuple) or isinstance(strides.output,tuple)
+    if axes_differ: _refuse_swapped_sides(net, strides)
+    found = _try_all_ways(net, strides, T, x)
+    if found.lost: _refuse_what_will_not_do(net, strides, T, found)
+    elif not any(is_changed(m) for m in net.modules()):
+        raise CannotDilate(None, f'Nothing in this {type(net).__name__} can be changed: '
+            'what is inside of a module that has a `spacing` is its own affair')
+    _tell_strides(net, T)
+    return found
+
+# %% ../nbs/05_output_stride.ipynb #change04
 def _change(net, output_stride, x):
     "Set the output stride of `net`; returns what was `Found`, and the stride in numbers"
     encoder = encoder_of(net)
@@ -220,26 +244,11 @@ def _change(net, output_stride, x):
         raise CannotDilate(None, 'The decoder of a U-Net is built for the sizes of its encoder. '
             f'Build the net anew with {output_stride=}')
     with _rolled_back_on_error(net):
-        changed = {n for n,m in net.named_modules() if is_changed(m)}
-        restored(net)
-        strides = follow(net, x) if changed else now
-        _refuse_late_layers(now, strides, changed)
+        strides = _restored_strides(net, now, x)
         _refuse_other_strides(net, T, strides)
-        T = by_axis(min, T, strides.output)
-        T = by_axis(int, T) # not numpy's or torch's, which would be kept in the layers
-        if T==strides.output:
-            _refuse_refuted_answers(net, strides)
-            return _nothing_to_do,T
-        _refuse_answers_that_do_not_grow(net, strides)
-        axes_differ = isinstance(T,tuple) or isinstance(strides.output,tuple)
-        if axes_differ: _refuse_swapped_sides(net, strides)
-        found = _try_all_ways(net, strides, T, x)
-        if found.lost: _refuse_what_will_not_do(net, strides, T, found)
-        elif not any(is_changed(m) for m in net.modules()):
-            raise CannotDilate(None, f'Nothing in this {type(net).__name__} can be changed: '
-                'what is inside of a module that has a `spacing` is its own affair')
-        _tell_strides(net, T)
-    return found,T
+        # not numpy's or torch's, which would be kept in the layers
+        T = by_axis(int, by_axis(min,T,strides.output))
+        return _change_restored(net, strides, T, x),T
 
 # %% ../nbs/05_output_stride.ipynb #ce32012f
 def set_output_stride(

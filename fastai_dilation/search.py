@@ -548,7 +548,7 @@ def _find_by_any_fill(strides, by_nan, by_numbers, change_all, may_have_nan):
     change_all(with_nan.phased)
     return with_nan
 
-# %% ../nbs/04_search.ipynb #try04
+# %% ../nbs/04_search.ipynb #try04a
 def _natives_in_training(net, in_training, T, x):
     if in_training is None: return []
     try: return _natives_of_first(net, in_training.strides, T, x, in_training.asking)
@@ -562,6 +562,14 @@ def _finite(make_images):
     are_finite = all(t.isfinite().all() for call in calls for t in tensors(call.result))
     return images if are_finite else None
 
+def _by_numbers(net, find, make_images, images):
+    "What `find` finds with numbers, and with weights that let them through where the network runs with such"
+    with weights_that_count(restored(net)) as are_new:
+        counting = _finite(make_images) if are_new else None
+        if counting: return find(counting, _with_numbers)
+    return find(images, _with_numbers)
+
+# %% ../nbs/04_search.ipynb #try04
 def try_out(net, strides, T, x=None, decoder=DecoderPlan()):
     "Trade strides of `net`, and run by phases what has to; returns what was `Found`"
     in_training = _follow_in_training(net, strides, x)
@@ -572,12 +580,7 @@ def try_out(net, strides, T, x=None, decoder=DecoderPlan()):
     def find(images, fills):
         cases = [o for natives in images for o in _cases(natives,fills)]
         return _find_phased(net, T, plan, cases, decoder)
-    def by_nan(): return find(images, _with_nan)
-    def by_numbers():
-        with weights_that_count(restored(net)) as are_new: # no number goes through a weight of 0
-            counting = _finite(make_images) if are_new else None
-            if counting: return find(counting, _with_numbers)
-        return find(images, _with_numbers)
+    by_nan,by_numbers = partial(find,images,_with_nan),partial(_by_numbers,net,find,make_images,images)
     def change_all(phased): apply_plan(restored(net), plan, phased, decoder)
     foreign = {k:v for o in evaluated+trained for k,v in o.foreign.items()}
     found = _find_by_any_fill(strides, by_nan, by_numbers, change_all, may_have_nan=not foreign)
