@@ -205,7 +205,8 @@ def watched(net, watch, meta=False, training=(), watch_resize=None):
 def _attributes(o):
     "What the object `o`, which is no tensor, keeps by name"
     is_data = dataclasses.is_dataclass(o) and not isinstance(o,type)
-    if is_data: return {f.name:getattr(o,f.name,None) for f in dataclasses.fields(o)} # `vars` has no slots
+    in_slots = {f.name:getattr(o,f.name,None) for f in dataclasses.fields(o)} if is_data else {}
+    if is_data: return in_slots | getattr(o,'__dict__',{})
     return dict(o) if isinstance(o,Mapping) else {}
 
 def _leaves(o): return [o] if isinstance(o,Tensor) else tree_leaves(o)
