@@ -144,7 +144,7 @@ def _maps_by_name(name):
 def _answer(name, output_stride):
     "What `check` says of the network called `name`, or of the form that makes maps; and a remark"
     net = _by_name(name)
-    of_body = 'of its body alone; what stands behind that has to be trained on\n' if network_of(net) is not net else ''
+    of_body = 'its body alone is asked; what stands behind it has to be trained on\n' if network_of(net) is not net else ''
     try: return check(net, output_stride),of_body
     except CannotDilate as e: refused = e
     maps = _maps_by_name(name)
