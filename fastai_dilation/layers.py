@@ -115,7 +115,7 @@ class DilatedPool(nn.Module):
         return F.pad(x, sides, value=0. if self._is_avg() else -torch.inf)
 
     def _with_tap(self, res, x, ax, at, share):
-        "`res` with the taps that lie `at` positions further on in `x`, where they are on the map; a mean has this `share` of them"
+        "`res` with the taps that lie `at` further on in `x`, where these are on the map; in a mean with their `share`"
         n_out,n_pad = res.shape[ax],x.shape[ax]
         n_on = max(0, min(n_out, n_pad-at))
         seen,tap = res.narrow(ax, 0, n_on),x.narrow(ax, min(at,n_pad), n_on)

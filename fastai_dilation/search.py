@@ -506,7 +506,7 @@ def _heads_in_words(in_training, T, were_tried):
 
 # %% ../nbs/04_search.ipynb #wtc04
 def may_hide(p):
-    "May the weights `p` hide what they are multiplied with? (A gain, a layer scale, a last conv that begins with 0; also a bias)"
+    "May the weights `p` hide what they are multiplied with? (Gains, layer scales, convs that begin with 0; also biases)"
     has_values = p.is_floating_point() and p.numel() and not p.is_meta
     if not has_values: return False
     if p.ndim>1 and p.numel()>1: return bool(p.std()<1e-6)

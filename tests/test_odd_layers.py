@@ -218,3 +218,9 @@ def test_whole_numbers_are_not_interpolated():
     "There is nothing between the classes 3 and 4"
     for f in (lambda x: to_pixels(x,4,2), lambda x: smoothed(x,2)):
         with pytest.raises(ValueError, match=r'give it `x.float\(\)`'): f(torch.full((1,1,2,2),7))
+
+def test_a_hook_of_no_module_is_told_of_as_others_are():
+    "As a method of a set, which Python's own code makes"
+    net = nn.Sequential(*two_convs())
+    net[1].register_forward_hook(set().update)
+    assert len(said(set_output_stride, net, 1))==1

@@ -130,3 +130,11 @@ def test_tiles_without_a_margin():
     "Each is an image of its own, and what it makes beyond its end is the next one's"
     conv,x = nn.Conv2d(3,4,2,2,1),torch.randn(1,3,128,128)
     assert by_tiles(conv, x, tile=64, margin=0).shape==conv(x).shape
+
+class AsDict(nn.Sequential):
+    "As torchvision's segmenters answer"
+    def forward(self, x): return dict(size=torch.tensor(x.shape), out=super().forward(x))
+
+def test_a_map_in_a_dict_comes_by_tiles_too():
+    net,x = AsDict(nn.Conv2d(3,8,3,2,1),nn.Conv2d(8,4,3,2,1)).double(),torch.randn(1,3,131,97).double()
+    close(by_tiles(net, x, tile=64), net(x)['out'], 1e-12)
