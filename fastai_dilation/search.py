@@ -18,7 +18,7 @@ __all__ = ['DecoderPlan', 'Case', 'InTraining', 'Found', 'make_plan', 'restored'
 
 # %% ../nbs/04_search.ipynb #c6d28f94
 import inspect,itertools,math
-from collections import defaultdict,deque,namedtuple
+from collections import Counter,defaultdict,deque,namedtuple
 from contextlib import contextmanager
 from functools import lru_cache,partial
 from operator import floordiv
@@ -240,8 +240,9 @@ class _Images:
         except Exception: return self.natives(sides) # a batch of one may be meant
 
     def in_windows(self, pair):
-        first,second = pair
-        return [self.natives_of_two(first), self.natives(second)]
+        for_one,for_two = pair
+        # what is found on the first image is not looked for on the larger one again
+        return [self.natives(for_one), self.natives_of_two(for_two)]
 
 # %% ../nbs/04_search.ipynb #edf27a2c
 _most_sizes = 3 # of images, each larger than the one before
@@ -354,31 +355,35 @@ def _find_phased(net, T, plan, cases, decoder):
         clean.append(waiting.popleft())
         edges.note(case.natives, trial)
         if waiting: continue
-        more = _one_more_case(net, edges.more_sides(), first)
+        more = _one_more_case(net, edges, first)
         if more is None: return Found(phased, lost, misfit)
         waiting.append(more)
     return Found(phased, lost or {'':None}, misfit) # something was still found
 
-def _one_more_case(net, sides, like):
-    "A `Case` with an image of these `sides`, if there are any and the native `net` runs on it"
-    if sides is None: return None
+def _one_more_case(net, edges, like):
+    "A `Case` with an image that shows more of the `edges`, if there is one that the native `net` runs on"
     first = like.natives
-    with Snapshot(net):
-        try: natives = Natives(restored(net), first.strides, first.strides.sample.resized(sides), first.training)
-        except Exception: return None
-    return Case(natives, like.fill)
+    while sides := edges.more_sides():
+        with Snapshot(net):
+            try: natives = Natives(restored(net), first.strides, first.strides.sample.resized(sides), first.training)
+            except Exception: continue
+        return Case(natives, like.fill)
 
 # %% ../nbs/04_search.ipynb #edg04
-_most_more_images = 2
+def _end(n, f): return {'native' if n%f==1 else 'behind', 'uneven' if n%f else 'multiple'}
+def _side(n, s): return {'rest' if n%s else 'multiple'}
+
+# for how many images each is asked; behind a pool that drops what is left over, maps end in one way alone
+_wanted = {_end:dict(native=1, behind=1, uneven=2), _side:dict(multiple=2, rest=2)}
 
 _Edge = namedtuple('_Edge', [
-    'positions', # is this number of them, on an axis of a map,
-    'of',        # a multiple of this one?
+    'positions', # so many of them, on an axis of a map,
+    'of',        # are they a multiple of this number?
     'step',      # with so many pixels more, it is one position more
 ])
 
-def _is_multiple(edge, px=0): return (edge.positions+px//edge.step)%edge.of==0
 
+# %% ../nbs/04_search.ipynb #edg04r
 _FirstRead = namedtuple('_FirstRead', [
     'sides',   # of the first map that a module reads
     'smaller', # so many times smaller is the one that it makes
@@ -395,10 +400,10 @@ def _first_read(natives, name):
     return _FirstRead([value.shape[i] for i in grid.dims], smaller, grid.stride)
 
 # %% ../nbs/04_search.ipynb #4e24b777
-_Asked = namedtuple('_Asked', [
+_Place = namedtuple('_Place', [
     'name', # of a module
     'axis', # of its map
-    'what', # is the 'end' of the finer map that it makes native, or the native 'side' that it reads a multiple?
+    'what', # the `_end` of the finer map that it makes, or the `_side` of the native one that it reads?
 ])
 
 class _Edges:
@@ -406,24 +411,24 @@ class _Edges:
     def __init__(self, T, plan):
         self.T,self.plan = T,plan
         self.first = None            # `Natives` of the first image
-        self.at_first = {}           # by what is `_Asked`: the edge on that image
-        self.seen = defaultdict(set) # and the answers on all images: a multiple, or none
-        self.settled = set()         # what is not asked again
+        self.at_first = {}           # by `_Place`: the edge on that image
+        self.seen = defaultdict(set) # and its kinds on all images
+        self.n_asked = Counter()     # by place and kind: so many images were made to see it
         self.tried = defaultdict(set)# by axis: how many pixels more there were
         self.n_images = 0            # further ones
 
     def _note(self, name, what, positions, of, steps):
-        "Note for each axis of a map of module `name` if its `positions` are a multiple, where that is a question"
+        "Note for each axis of a map of module `name` which kind of edge it has with these `positions`, where that is a question"
         n = len(positions)
         for axis,edge in enumerate(map(_Edge, positions, as_tuple(of,n), as_tuple(steps,n))):
             if edge.of<=1: continue
-            asked = _Asked(name, axis, what)
-            self.seen[asked].add(_is_multiple(edge))
-            self.at_first.setdefault(asked, edge)
+            place = _Place(name, axis, what)
+            self.seen[place] |= what(edge.positions, edge.of)
+            self.at_first.setdefault(place, edge)
 
     def note(self, natives, trial):
         self.first = self.first or natives
-        for name,(finer,ns) in trial.sides.items(): self._note(name, 'end', [n-1 for n in ns], finer, self.T)
+        for name,(finer,ns) in trial.sides.items(): self._note(name, _end, ns, finer, self.T)
         self._note_native_sides(natives, trial)
 
     def _note_native_sides(self, natives, trial):
@@ -432,46 +437,53 @@ class _Edges:
         read = {o:_first_read(natives,o) for o in changed|{*map(parent,changed)}}
         # the module around one that is changed
         may_pad = {parent(o) for o in changed if read[parent(o)].smaller==read[o].smaller}
-        for name in changed|may_pad: self._note(name, 'side', *read[name])
+        for name in changed|may_pad: self._note(name, _side, *read[name])
 
 # %% ../nbs/04_search.ipynb #edg04b
 @patch
 def _lacking(self:_Edges):
-    "What was seen with one kind of far edge alone, and is worth to be asked again"
-    return [o for o,answers in self.seen.items() if len(answers)<2 and o not in self.settled]
+    "The kinds that were not seen, by place, and are worth to be asked for"
+    def is_wanted(o, kind, most): return kind not in self.seen[o] and self.n_asked[o,kind]<most
+    return [(o,kind) for o in self.at_first for kind,most in _wanted[o.what].items() if is_wanted(o,kind,most)]
 
 @patch
 def _shown_by(self:_Edges, px, lacking):
-    "Those of `lacking` that have the other answer with `px` pixels more on their axis"
-    edges = {o:self.at_first[o] for o in lacking}
-    return [o for o,edge in edges.items() if _is_multiple(edge,px)!=_is_multiple(edge)]
+    "Those of `lacking` that should be there with `px` pixels more on their axis"
+    def kinds(place):
+        edge = self.at_first[place]
+        return place.what(edge.positions+round(px/edge.step), edge.of)
+    return [(o,kind) for o,kind in lacking if kind in kinds(o)]
 
 @patch
-def _best_step(self:_Edges, axis, steps, lacking):
-    "Which of `steps`, in pixels more on `axis`, shows the most of `lacking`"
-    untried = [o for o in steps if o not in self.tried[axis]]
+def _best_step(self:_Edges, axis, S, T, lacking):
+    "How many pixels more on `axis`, which has native stride `S` and now `T`, show the most of `lacking`; 0 if none do"
+    step = min(S,T)
+    untried = [o for o in range(step,S+1,step) if o not in self.tried[axis]]
     def chance(px):
         # where the pixels are no multiple of the step, it may be one position more or less
-        return sum(1 if px%self.at_first[o].step==0 else 1/4 for o in self._shown_by(px,lacking))
-    return max(untried, key=chance)
+        return sum(1/2 if px%self.at_first[o].step else 1 for o,_ in self._shown_by(px,lacking))
+    # of equal ones, that in the middle: a pool may round to multiples of its own
+    best = max(untried, key=lambda px: (chance(px),-abs(px-S/2)), default=0)
+    return best if self._shown_by(best,lacking) else 0
 
 # %% ../nbs/04_search.ipynb #edg04c
+_most_more_images = 4
+
 @patch
 def more_sides(self:_Edges):
     "Sides of an image that shows what was not seen yet, or `None`"
-    lacking = self._lacking()
-    if not lacking or self.n_images==_most_more_images: return None
+    if self.n_images==_most_more_images: return None
     self.n_images += 1
-    sides = [*self.first.sides]
+    lacking,sides = self._lacking(),[*self.first.sides]
     coarsest = as_tuple(self.first.strides.output, len(sides))
     for axis,(S,T) in enumerate(zip(coarsest, as_tuple(self.T,len(sides)))):
-        of_axis = [o for o in lacking if o.axis==axis]
-        px = self._best_step(axis, range(0,S+1,min(S,T)), of_axis)
+        of_axis = [(o,kind) for o,kind in lacking if o.axis==axis]
+        px = self._best_step(axis, S, T, of_axis)
         sides[axis] += px
-        if px: self.tried[axis].add(px)
-        # once: behind a pool that drops what is left over, maps end in one way alone
-        self.settled.update(o for o in self._shown_by(px,of_axis) if o.what=='end')
-    return sides
+        if not px: continue
+        self.tried[axis].add(px)
+        self.n_asked.update(self._shown_by(px,of_axis))
+    return sides if sides!=[*self.first.sides] else None
 
 # %% ../nbs/04_search.ipynb #unt04
 def _is_known_to_look_only(hook): return str(getattr(getattr(hook,'func',hook),'__module__','')).startswith('timm.')

@@ -7,6 +7,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent/'bench'))
 from drawn import apart, bugs, drawn, frames, made, outcome, reducing, same, told, tried
 
 few,many = range(10),range(10,110)
+once_silent = 20003,20127
 
 def count_forever():
     for _ in itertools.count(): pass
@@ -21,7 +22,7 @@ def test_a_drawn_net_is_exact_or_it_is_said(seed):
     exact_or_said(seed, 8)
 
 @pytest.mark.slow
-@pytest.mark.parametrize('seed', many)
+@pytest.mark.parametrize('seed', [*many,*once_silent])
 def test_many_drawn_nets_are_exact_or_it_is_said(seed):
     "At 30 sizes of image each, as a whole, block by block, and in training"
     exact_or_said(seed, 30)

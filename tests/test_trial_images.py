@@ -1,6 +1,7 @@
 "What a trial has to see: far edges, several positions, far taps, batches, second heads, objects, NaN that is swallowed"
 from copy import deepcopy
 from dataclasses import dataclass
+from math import ceil
 import pytest, torch, torchvision.models as tvm
 from torch import nn
 from torch.nn import functional as F
@@ -228,18 +229,44 @@ def test_taps_far_away_along_both_axes_at_once():
         return nn.Sequential(*stem, Function(behind), nn.Conv2d(8,8,3), nn.Conv2d(8,8,5,1,2))
     for T in (2,1): assert exact_or_told(make, T, 4, [(60+i,81-i) for i in range(9)])=='exact'
 
+class Masked(nn.Module):
+    "Multiplies what `layers` make with the image, resized"
+    def __init__(self, *layers):
+        super().__init__()
+        self.body = nn.Sequential(*layers)
+    def forward(self, x):
+        y = self.body(x)
+        return y*F.interpolate(x[:,:1], y.shape[2:])
+
 def test_an_answer_that_is_multiplied_with_a_resized_image():
     "Behind a pool that runs by phases and drops what is left, the map may end where no simple one does"
     def make():
         pools = nn.LPPool2d(2,2,2),nn.AvgPool2d(3,2,1,count_include_pad=False)
-        body = nn.Sequential(nn.Conv2d(3,8,3,2), *[nn.Conv2d(8,8,3,2,1)], *pools)
-        class Masked(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.body = body
-            def forward(self, x): return self.body(x)*F.interpolate(x[:,:1], self.body(x).shape[2:])
-        return Masked()
+        return Masked(nn.Conv2d(3,8,3,2), nn.Conv2d(8,8,3,2,1), *pools)
     assert exact_or_told(make, 2, 16)=='exact' # as a whole
+
+def test_a_resize_that_is_right_where_the_finer_map_is_a_multiple():
+    "Behind padding that runs by phases most maps are, and `nearest` finds the native pixels by chance"
+    def make():
+        convs = nn.Conv2d(3,8,3,2,1),nn.Conv2d(8,8,3,2,1),nn.Conv2d(8,8,2,2),nn.BatchNorm2d(8)
+        return Masked(*convs, nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(8,8,3,2)))
+    assert exact_or_told(make, 1, 16, [(41,40),(47,38)])=='exact' # as a whole
+
+class SameConv(nn.Conv2d):
+    "Pads as TensorFlow does: by the size of the map"
+    def forward(self, x):
+        def padding(n, ks, s, d):
+            p = max((ceil(n/s)-1)*s+(ks-1)*d+1-n, 0)
+            return p//2,p-p//2
+        (top,bottom),(left,right) = map(padding, x.shape[2:], self.kernel_size, self.stride, self.dilation)
+        return self._conv_forward(F.pad(x,(left,right,top,bottom)), self.weight, self.bias)
+
+def test_a_conv_that_pads_by_the_size_is_seen_with_even_and_odd_sides():
+    "Also where many other edges ask for images"
+    def make():
+        stem = nn.Conv2d(3,8,3,2),nn.MaxPool2d(3,2),SameConv(8,8,5,2)
+        return nn.Sequential(*stem, nn.AvgPool2d(2), nn.Conv2d(8,8,2,2,1), nn.CircularPad2d(1), nn.Conv2d(8,8,3))
+    assert exact_or_told(make, 1, 32, [(62,67),(65,60)])=='exact'
 
 def test_hooks_that_were_not_tried_are_named():
     "A hook may change what a module makes, and no trial calls it"
