@@ -21,7 +21,7 @@ import inspect,itertools,math
 from collections import Counter,defaultdict,deque,namedtuple
 from contextlib import contextmanager
 from functools import lru_cache,partial
-from operator import floordiv
+from operator import floordiv,sub
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -162,9 +162,11 @@ def _small_side(S, T, is_first, n_least, more):
     # 2 pixels more are even, and one position more at a `T` of 2 alone
     return max(2,n_least)*S + more + min(2,T)
 
+def _n_reach(S, T, is_volume): return 0 if is_volume or T>=S else ceil_div(_reach*T, S) # in native positions
+
 def _large_side(S, T, is_first, n_least, more, is_volume):
     "And of a large image"
-    n_reach = 0 if is_volume or T>=S else ceil_div(_reach*T, S) # in native positions
+    n_reach = _n_reach(S, T, is_volume)
     # native positions behind the first; tiles of 7, as many windows are, find one whole
     if is_first: return max(2 if is_volume else 6, n_reach, n_least)*S + more + 1
     return max(3,n_reach+1,n_least)*S + more - (T if more else 0) - 1
@@ -248,21 +250,30 @@ class _Images:
 _most_sizes = 3 # of images, each larger than the one before
 
 @patch
-def small_and_large(self:_Images):
-    "`Natives` of two images; they are larger if the coarsest map comes out with fewer than three positions"
-    S,ndim = self.strides.output,self.strides.sample.ndim
-    more,res = 0,None
+def large_enough(self:_Images, sides, natives, n_least, more=0):
+    "`Natives` of an image of `sides(more)` whose coarsest map has `n_least` positions on each axis; and that `more`"
+    res = None
     for _ in range(_most_sizes):
-        small,large = _trial_sides(S, self.T, ndim, more)
-        try: res = self.natives_of_two(small)
+        try: res = natives(sides(more))
         except Exception as e:
             self.errors.append(e)
             more += 2
             continue
-        n_missing = 3-res.n_positions(_large_stride)
+        n_missing = max(map(sub, n_least, res.n_positions(_large_stride)))
         if n_missing<=0: break
         more += n_missing
-    return [res,self.natives(large)] if res else None
+    return res,more
+
+@patch
+def small_and_large(self:_Images):
+    "`Natives` of two images: of three positions of the coarsest map, and of as many as a far tap needs"
+    S,T,ndim = self.strides.output,self.T,self.strides.sample.ndim
+    def sides(i): return lambda more: _trial_sides(S,T,ndim,more)[i]
+    small,more = self.large_enough(sides(0), self.natives_of_two, [3]*ndim)
+    if small is None: return None
+    n_least = [_n_reach(s,t,is_volume=ndim>2)+1 for s,t in zip(as_tuple(S,ndim),as_tuple(T,ndim))]
+    large,_ = self.large_enough(sides(1), self.natives, n_least, more)
+    return [small,large] if large else None
 
 def _natives_of_first(net, strides, T, x, training=()):
     "`Natives` of images to try, of the first set of sizes that `net` runs on"

@@ -141,12 +141,15 @@ class Natives:
     def sides(self): return Sample(self.xs, self.strides.sample.ndim).sides
 
     def n_positions(self, most=math.inf):
-        "The fewest positions of a map on an axis on which it has the coarsest stride, if that is `most` at most"
-        calls,ns = [c for cs in self.record.values() for c in cs if c],[]
+        "On each axis: the fewest positions of a map with the coarsest stride, if that is `most` at most"
+        calls = [c for cs in self.record.values() for c in cs if c]
+        coarsest = as_tuple(self.strides.output, len(self.sides))
+        fewest = [math.inf]*len(coarsest)
         for value,grid in [o for c in calls for o in (*c.reads,*c.makes) if is_map(o.grid)]:
-            strides,coarsest = [as_tuple(o,len(grid.dims)) for o in (grid.stride,self.strides.output)]
-            ns += [value.shape[i] for i,S,last in zip(grid.dims,strides,coarsest) if S==last<=most]
-        return min(ns, default=math.inf)
+            strides = as_tuple(grid.stride, len(grid.dims))
+            for axis,(i,S,last) in enumerate(zip(grid.dims,strides,coarsest)):
+                if S==last<=most: fewest[axis] = min(fewest[axis], value.shape[i])
+        return fewest
 
 # %% ../nbs/03_trial.ipynb #0887c77e
 class Trial:

@@ -229,7 +229,13 @@ def test_taps_far_away_along_both_axes_at_once():
         return nn.Sequential(*stem, Function(behind), nn.Conv2d(8,8,3), nn.Conv2d(8,8,5,1,2))
     for T in (2,1): assert exact_or_told(make, T, 4, [(60+i,81-i) for i in range(9)])=='exact'
 
-class Masked(nn.Module):
+def test_taps_far_away_behind_a_conv_that_loses_positions():
+    "The large image has as many positions as they reach"
+    def behind(m, x): return x+F.pad(x,(18,0,18,0))[...,:-18,:-18]
+    def make(): return nn.Sequential(nn.Conv2d(3,8,11,4,2), Function(behind))
+    for T in (2,1): assert exact_or_told(make, T, 4, [(90,110),(113,95)])=='exact'
+
+class TimesImage(nn.Module):
     "Multiplies what `layers` make with the image, resized"
     def __init__(self, *layers):
         super().__init__()
@@ -242,14 +248,14 @@ def test_an_answer_that_is_multiplied_with_a_resized_image():
     "Behind a pool that runs by phases and drops what is left, the map may end where no simple one does"
     def make():
         pools = nn.LPPool2d(2,2,2),nn.AvgPool2d(3,2,1,count_include_pad=False)
-        return Masked(nn.Conv2d(3,8,3,2), nn.Conv2d(8,8,3,2,1), *pools)
+        return TimesImage(nn.Conv2d(3,8,3,2), nn.Conv2d(8,8,3,2,1), *pools)
     assert exact_or_told(make, 2, 16)=='exact' # as a whole
 
 def test_a_resize_that_is_right_where_the_finer_map_is_a_multiple():
     "Behind padding that runs by phases most maps are, and `nearest` finds the native pixels by chance"
     def make():
         convs = nn.Conv2d(3,8,3,2,1),nn.Conv2d(8,8,3,2,1),nn.Conv2d(8,8,2,2),nn.BatchNorm2d(8)
-        return Masked(*convs, nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(8,8,3,2)))
+        return TimesImage(*convs, nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(8,8,3,2)))
     assert exact_or_told(make, 1, 16, [(41,40),(47,38)])=='exact' # as a whole
 
 class SameConv(nn.Conv2d):
