@@ -499,24 +499,24 @@ def more_sides(self:_Edges):
 # %% ../nbs/04_search.ipynb #unt04
 def _is_known_to_look_only(hook): return str(getattr(getattr(hook,'func',hook),'__module__','')).startswith('timm.')
 
-def _hooks_in_words(net, strides, T, phased):
-    "Sentences on the hooks that see a finer map, or phases"
+def _hooks_in_words(net, all_strides, T, phased):
+    "Sentences on the hooks that see a finer map, or phases, by the `Strides` in evaluation, and in training"
     words = []
-    for name in [o for o in hooked(net) if o in strides.calls]:
+    for name in [o for o in hooked(net) if any(o in s.calls for s in all_strides)]:
         m,who = net.get_submodule(name),f'`{name}` has a hook, which'
         hooks = [*m._forward_hooks.values(), *m._forward_pre_hooks.values()]
-        sees_finer = any(is_finer(S,T) for S in (*strides.reads(name),*strides.makes(name)))
+        sees_finer = any(is_finer(S,T) for s in all_strides for S in (*s.reads(name),*s.makes(name)))
         if all(map(belongs_to_network,hooks)): continue # they were tried with it
         if name and is_inside(parent(name), phased): words.append(f'{who} sees the phases of a map as the batch')
         elif sees_finer and not all(map(_is_known_to_look_only,hooks)):
             words.append(f'{who} was not tried: if it changes a map, it may be told its stride')
     return words
 
-def _foreign_in_words(strides, foreign):
+def _foreign_in_words(all_strides, foreign):
     "Sentences on `foreign` operations, by name of a module, whose results no trial compares"
     def who(name): return f'`{name}`' if name else 'its `forward`'
     words = 'which was not tried: if it is told the stride of a map (`spatial_scale`), that has to change too'
-    return [f'{who(name)} calls {op}, {words}' for name,op in foreign.items() if not strides.makes(name)]
+    return [f'{who(name)} calls {op}, {words}' for name,op in foreign.items() if not any(s.makes(name) for s in all_strides)]
 
 # %% ../nbs/04_search.ipynb #hea04
 def _heads_in_words(in_training, T, were_tried):
@@ -608,7 +608,8 @@ def try_out(net, strides, T, x=None, decoder=DecoderPlan()):
     foreign = {k:v for o in evaluated+trained for k,v in o.foreign.items()}
     found = _find_by_any_fill(strides, by_nan, by_numbers, change_all, may_have_nan=not foreign)
     untried = _heads_in_words(in_training, T, were_tried=bool(trained)) if in_training else []
-    untried += _hooks_in_words(net, strides, T, found.phased)+_foreign_in_words(strides, foreign)
+    all_strides = [strides,in_training.strides] if in_training else [strides]
+    untried += _hooks_in_words(net, all_strides, T, found.phased)+_foreign_in_words(all_strides, foreign)
     return found._replace(untried=found.untried+untried, decoder=decoder)
 
 # %% ../nbs/04_search.ipynb #aeeba3d3
@@ -627,7 +628,7 @@ def try_whole(net, strides, T, x=None):
     apply_plan(net, {}, {'':p})
     trials = [Trial(net, T, o).run() for o in evaluated]
     if any(o.lost or o.mended for o in trials): return None
-    return Found({'':p}, {}, None, _hooks_in_words(net,strides,T,{'':p}))
+    return Found({'':p}, {}, None, _hooks_in_words(net,[strides],T,{'':p}))
 
 # %% ../nbs/04_search.ipynb #b2ae6f37
 def _how_resized(call, T):

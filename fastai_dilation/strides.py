@@ -564,8 +564,8 @@ class PerTensor:
 
 # %% ../nbs/01_strides.ipynb #7ce3c5fb
 # three places, not in a row and not on a diagonal: how far along each side they begin
-_places = (.27,.77,.5),(.66,.16,.8),(.86,.45,.2)
-_place_size = 1/14 # of a side: not more than half a position of a map of 7x7
+_places = (.29,.75,.5),(.64,.15,.75),(.88,.5,.15)
+_place_size = 1/14 # of a side: half a position of a map of 7x7; a place lies within one of it, and of 8x8
 _n_draws = 2 # of what stands there then: one alone may move another place more
 _n_touched = 1+_n_draws*len(_places)
 
@@ -590,28 +590,39 @@ def touched(sample, sides):
     return Touched(xs, torch.tensor(starts,device='cpu')+radii, radii, tuple(sides))
 
 # %% ../nbs/01_strides.ipynb #59e5a049
-_slack = 1.5   # positions: a neighbour may move most
-_stands_out = 3 # times as much as is usual, where taps lie apart and those around may move more
+_slack = 1.5      # positions: a neighbour may move most
+_times_others = 3 # as much as is usual on a line, where taps lie apart and further positions may move more
 
+def _moved_most(by_place, axis):
+    "The middle of the position on `axis` that each touch moves most"
+    others = [i for i in range(1,by_place.ndim) if i!=axis+1]
+    return by_place.sum(others).argmax(1)+.5
+
+def _stands_out(by_place, places, axis):
+    "Does each touch move its own of the `places` more than others on the line along `axis`?"
+    def line(moved, place): return moved[tuple(slice(None) if i==axis else o for i,o in enumerate(place))]
+    lines = torch.stack([line(*o) for o in zip(by_place,places.tolist())])
+    there = lines.gather(1, places[:,axis:axis+1])[:,0]
+    return there >= _times_others*lines.median(1).values
+
+# %% ../nbs/01_strides.ipynb #mwt01
 def _moves_where_touched(t, grid, touched,
     coarsest=1, # stride of a map that `t` may have been resized from
 ):
     "Does each touch of the image move the tensor `t` most where a map that lies in the image as `grid` says has it?"
-    by_touch = (t[1:]-t[:1]).float()
+    by_touch = (t[1:]-t[:1]).float().cpu()
     moved = (by_touch-by_touch.mean(grid.dims,keepdim=True)).abs().unflatten(0, (_n_draws,-1)).sum(0)
     is_same_everywhere = 0 < by_touch.abs().max() and moved.max() < 1e-4*by_touch.abs().max()
     if is_same_everywhere: return True # the mean of a map, resized to it: at any position it is right
-    strides = as_tuple(grid.stride, len(grid.dims))
-    for dim,S,middles,radius in zip(grid.dims, strides, touched.middles.T, touched.radii):
-        by_position = moved.sum([i for i in range(1,t.ndim) if i!=dim]).cpu()
-        found = by_position.argmax(1)+.5
-        is_near = (S*found-middles).abs() <= _slack*max(S,coarsest)+radius
-        due = (middles/S).long().clamp(max=t.shape[dim]-1)
-        there = by_position.gather(1, due[:,None])[:,0]
-        stands_out = there >= _stands_out*by_position.median(1).values
-        if not (is_near|stands_out).all(): return False
+    by_place = moved.sum([i for i in range(1,t.ndim) if i not in grid.dims])
+    sides,strides = by_place.shape[1:],as_tuple(grid.stride, len(grid.dims))
+    places = torch.stack([(m/S).long().clamp(max=n-1) for m,S,n in zip(touched.middles.T,strides,sides)], 1)
+    for axis,(S,middles,radius) in enumerate(zip(strides,touched.middles.T,touched.radii)):
+        is_near = (S*_moved_most(by_place,axis)-middles).abs() <= _slack*max(S,coarsest)+radius
+        if not (is_near | _stands_out(by_place,places,axis)).all(): return False
     return bool(moved.flatten(1).amax(1).gt(0).all())
 
+# %% ../nbs/01_strides.ipynb #gss01
 def _stride_of(n, side, changed):
     "Pixels for each of the `n` positions on an axis of `side` pixels, in a network that was `changed` or not"
     # a patch without padding may be the last one of a finer map too early

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from fastai_dilation.all import CannotDilate, explain, get_output_stride, grid_error, in_turn, set_output_stride
 from fastai_dilation.ask import multiply_adds
+from fastai_dilation.deeplab import create_deeplab_model
 from fastai_dilation.layers import phases_in
 from fastai_dilation.phases import Phases
 from fastai_dilation.strides import follow
@@ -77,6 +78,14 @@ def test_channels_that_look_like_sides_are_not_taken_for_them(channels, patch):
     def lies(*dims): return follow(OneSize(nn.Conv2d(3,channels,patch,patch), Moved(*dims))).calls['body.1'][0].makes[0]
     assert lies(0,1,2,3)==((2,3),patch) and lies(0,2,3,1)==((1,2),patch)
     for dims in ((0,2,1,3), (0,3,2,1), (0,1,3,2)): assert lies(*dims).stride is None
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', [6,12,36])
+def test_a_stride_is_found_through_taps_that_lie_apart(seed):
+    "A head of dilated convs moves far places as much as that which is touched"
+    torch.manual_seed(seed)
+    m = create_deeplab_model('swin_tiny_patch4_window7_224', 2, pretrained=False, output_stride=32)
+    assert follow(m).calls[''][0].makes[0].stride==1 and get_output_stride(m)==32
 
 def test_a_stride_that_only_the_size_suggests_is_not_believed():
     "A map of 7x7 is no map of stride 32 if the image was cropped"

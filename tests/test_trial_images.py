@@ -281,6 +281,22 @@ def test_hooks_that_were_not_tried_are_named():
     words, = said(set_output_stride, net, 1)
     assert '`1`' in words and 'hook' in words
 
+class HasHead(nn.Module):
+    "In training there is a head more"
+    def __init__(self):
+        super().__init__()
+        self.body,self.head = nn.Sequential(*convs(2,2)),nn.Conv2d(8,8,3,1,1)
+    def forward(self, x):
+        x = self.body(x)
+        return (x,self.head(x)) if self.training else x
+
+def test_hooks_of_a_head_in_training_are_named():
+    "It is not called in evaluation, and so a trial of that knows nothing of it"
+    net = HasHead()
+    net.head.register_forward_hook(lambda m,x,y: y-y.mean((2,3),keepdim=True))
+    words, = said(set_output_stride, net, 1)
+    assert '`head` has a hook' in words
+
 class Collects(nn.Module):
     "Hooks its layers when it is called first, and returns what they make, as transformers' networks do"
     def __init__(self):
