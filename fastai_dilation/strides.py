@@ -623,19 +623,23 @@ def _moves_where_touched(t, grid, touched,
     return bool(moved.flatten(1).amax(1).gt(0).all())
 
 # %% ../nbs/01_strides.ipynb #gss01
-def _stride_of(n, side, changed):
-    "Pixels for each of the `n` positions on an axis of `side` pixels, in a network that was `changed` or not"
+def _possible_strides(n, side, changed, coarsest):
+    "How many pixels each of the `n` positions may have on an axis of `side` pixels, in a network that was `changed` or not"
     # a patch without padding may be the last one of a finer map too early
-    if changed: return max(1, round(side/n))
-    return side//n if side%n==0 else None
+    if changed: return [max(1, round(side/n))]
+    exact = [side//n] if side%n==0 else []
+    if exact and exact[0]%coarsest==0: return exact
+    # of an odd side, a layer with a stride of 2 keeps one more: 4 of 7
+    halved = [S for S in (coarsest,2*coarsest,4*coarsest) if ceil_div(side,S)==n]
+    return halved[:1]+exact
 
-def _guesses(shape, touched, changed):
-    "How a tensor may lie in the image: with the channels first, or last"
+def _guesses(shape, touched, changed, coarsest):
+    "How a tensor may lie in the image, in a network whose `coarsest` stride so far is known: with the channels first, or last"
     ndim = len(touched.sides)
     if len(shape)!=ndim+2: return
     for dims in (tuple(range(2,ndim+2)), tuple(range(1,ndim+1))):
-        strides = [_stride_of(shape[i],side,changed) for i,side in zip(dims,touched.sides)]
-        if all(strides): yield Grid(dims, by_axis(int,tuple(strides)))
+        of_axes = [_possible_strides(shape[i],side,changed,coarsest) for i,side in zip(dims,touched.sides)]
+        for strides in zip(*of_axes): yield Grid(dims, by_axis(int,strides))
 
 # %% ../nbs/01_strides.ipynb #13d60010
 _no_map = Grid((), None) # it may grow with the image, and nobody knows where
@@ -645,7 +649,7 @@ def _grid_by_touch(t, touched, changed, coarsest):
     is_vector = sum(n>1 for n in t.shape[1:])<2
     if is_vector or not t.is_floating_point(): return None
     if len(t)!=_n_touched: return _no_map
-    guesses = [*_guesses(t.shape, touched, changed)]
+    guesses = [*_guesses(t.shape, touched, changed, coarsest)]
     refuted = Grid(guesses[0].dims, None) if guesses else _no_map
     return next((o for o in guesses if _moves_where_touched(t,o,touched,coarsest)), refuted)
 
