@@ -175,9 +175,9 @@ def paired(native, changed, x, secs=6):
     while not is_enough(turns): turns.append((took(changed),took(native)))
     return np.median([a/b for a,b in turns[1:] or turns])
 
-def side(m, strides, x):
-    "The last side of the last map that `m` makes of `x`; of several, of the one that is natively the coarsest"
-    o = last_map(m, strides, x, before_pixels(m,strides)-closed_inside(m))
+def side(m, strides, x, name):
+    "The last side of the map that module `name` of `m` makes of `x`; of several, of the one that is natively the coarsest"
+    o = last_map(m, strides, x, {name})
     maps = [(t,g) for t,g in zip(o.tensors,o.grids) if is_map(g)]
     t,g = max(maps, key=lambda o: as_tuple(o[1].stride,3))
     return t.shape[g.dims[-1]]
@@ -208,7 +208,8 @@ def ask_form(m, tell):
     tell(verdict=worst)
     if None in errs: return # there is no map to ask what it costs
     x = first(o for o in (image((224,224)),image(own)) if fails(m.float(),o) is None)
-    sides = [side(o.float(),strides,x) for o in (m,*changed)]
+    last = last_map(changed[-1].float(), strides, x, before_pixels(changed[-1],strides)-closed_inside(changed[-1]))
+    sides = [side(o.float(),strides,x,last.name) for o in (m,*changed)]
     tell(px=x.shape[-1], sides=sides)
     times = []
     for o in changed:

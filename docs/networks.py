@@ -161,8 +161,10 @@ Names in a reason are `…`, and numbers N.
 - *error*: the largest difference of the last map from the native one, on the native grid, as a part of its largest value, in double
   precision. Weights are random, and none is near 0, which would hide a difference. There are two images: one of 65x129 pixels, of which
   the native maps have odd sides, and one of 64x128. What does not run on these has one of its own size.
-- *sides*: of the last map, natively and at each stride, of an image of 224 pixels, or of the number that stands there.
-- *time*: of a forward pass of that image, relative to native, on one thread of a CPU: medians of few turns, so the second digit may vary.
+- *sides*: of the last map (of a segmenter: before it is resized to the image), natively and at each stride, of an image of 224 pixels, or
+  of the number that stands there.
+- *time*: of a forward pass of that image, relative to native, on one thread of a CPU: medians of few turns beside other work, so a figure
+  may be off by a half. [What a finer map costs](peers.md#what-a-finer-map-costs) was measured with more care.
 - *change*: seconds that the change of stride takes.
 - *how*: *dilated*: layers alone are dilated. *By phases*: some modules run so. *Whole*: all of it does. Or why it is not exact.
 
