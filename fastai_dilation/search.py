@@ -155,6 +155,10 @@ def outermost_only(phased):
 # %% ../nbs/04_search.ipynb #9562098a
 _reach = 18 # so many positions away there is a native one: a dilation of 18 finds it
 
+def _n_far(S, T, is_volume):
+    "Native positions that a tap so far away reaches over; 0 in volumes, and if nothing changes"
+    return 0 if is_volume or T>=S else ceil_div(_reach*T, S)
+
 def _small_side(S, T, is_first, n_least, more):
     "Side of a small image on an axis with native stride `S`, which is the first or another one"
     # on behind `n*S` pixels, the last position of a map is native, also without padding
@@ -162,14 +166,12 @@ def _small_side(S, T, is_first, n_least, more):
     # 2 pixels more are even, and one position more at a `T` of 2 alone
     return max(2,n_least)*S + more + min(2,T)
 
-def _n_reach(S, T, is_volume): return 0 if is_volume or T>=S else ceil_div(_reach*T, S) # in native positions
-
 def _large_side(S, T, is_first, n_least, more, is_volume):
     "And of a large image"
-    n_reach = _n_reach(S, T, is_volume)
+    n_far = _n_far(S, T, is_volume)
     # native positions behind the first; tiles of 7, as many windows are, find one whole
-    if is_first: return max(2 if is_volume else 6, n_reach, n_least)*S + more + 1
-    return max(3,n_reach+1,n_least)*S + more - (T if more else 0) - 1
+    if is_first: return max(2 if is_volume else 6, n_far, n_least)*S + more + 1
+    return max(3,n_far+1,n_least)*S + more - (T if more else 0) - 1
 
 # %% ../nbs/04_search.ipynb #64fdc4db
 _large_stride = 64
@@ -243,15 +245,15 @@ class _Images:
 
     def in_windows(self, pair):
         for_one,for_two = pair
-        # what is found on the first image is not looked for on the larger one again
+        # the first image is that of most trials: one is enough there
         return [self.natives(for_one), self.natives_of_two(for_two)]
 
 # %% ../nbs/04_search.ipynb #edf27a2c
 _most_sizes = 3 # of images, each larger than the one before
 
 @patch
-def large_enough(self:_Images, sides, natives, n_least, more=0):
-    "`Natives` of an image of `sides(more)` whose coarsest map has `n_least` positions on each axis; and that `more`"
+def large_enough(self:_Images, sides, natives, wanted, more=0):
+    "`Natives` of the first image of `sides(more)` with the `wanted` positions on each axis, or of the last; and the next `more`"
     res = None
     for _ in range(_most_sizes):
         try: res = natives(sides(more))
@@ -259,7 +261,7 @@ def large_enough(self:_Images, sides, natives, n_least, more=0):
             self.errors.append(e)
             more += 2
             continue
-        n_missing = max(map(sub, n_least, res.n_positions(_large_stride)))
+        n_missing = max(map(sub, wanted, res.n_positions(_large_stride)))
         if n_missing<=0: break
         more += n_missing
     return res,more
@@ -271,8 +273,8 @@ def small_and_large(self:_Images):
     def sides(i): return lambda more: _trial_sides(S,T,ndim,more)[i]
     small,more = self.large_enough(sides(0), self.natives_of_two, [3]*ndim)
     if small is None: return None
-    n_least = [_n_reach(s,t,is_volume=ndim>2)+1 for s,t in zip(as_tuple(S,ndim),as_tuple(T,ndim))]
-    large,_ = self.large_enough(sides(1), self.natives, n_least, more)
+    far = [_n_far(s,t,is_volume=ndim>2)+1 for s,t in zip(as_tuple(S,ndim),as_tuple(T,ndim))]
+    large,_ = self.large_enough(sides(1), self.natives, far, more)
     return [small,large] if large else None
 
 def _natives_of_first(net, strides, T, x, training=()):
@@ -381,18 +383,22 @@ def _one_more_case(net, edges, like):
         return Case(natives, like.fill)
 
 # %% ../nbs/04_search.ipynb #edg04
-def _end(n, f): return {'native' if n%f==1 else 'behind', 'uneven' if n%f else 'multiple'}
-def _side(n, s): return {'rest' if n%s else 'multiple'}
+def _end(n, f):
+    "Kinds of far edge of a finer map of `n` positions, `f` for each native one"
+    return {'native' if n%f==1 else 'behind', 'uneven' if n%f else 'multiple'}
 
-# for how many images each is asked; behind a pool that drops what is left over, maps end in one way alone
+def _side(n, s):
+    "Kind of side of a native map of `n` positions that a layer of stride `s` reads"
+    return {'rest' if n%s else 'multiple'}
+
+# how many images at most are made to see a kind: some never come, as behind a pool that drops what is left over
 _wanted = {_end:dict(native=1, behind=1, uneven=2), _side:dict(multiple=2, rest=2)}
 
 _Edge = namedtuple('_Edge', [
     'positions', # so many of them, on an axis of a map,
-    'of',        # are they a multiple of this number?
+    'of',        # the number that they may be a multiple of
     'step',      # with so many pixels more, it is one position more
 ])
-
 
 # %% ../nbs/04_search.ipynb #edg04r
 _FirstRead = namedtuple('_FirstRead', [
@@ -412,9 +418,9 @@ def _first_read(natives, name):
 
 # %% ../nbs/04_search.ipynb #4e24b777
 _Place = namedtuple('_Place', [
-    'name', # of a module
-    'axis', # of its map
-    'what', # the `_end` of the finer map that it makes, or the `_side` of the native one that it reads?
+    'name',     # of a module
+    'axis',     # of its map
+    'kinds_of', # `_end` for the finer map that it makes, `_side` for the native one that it reads
 ])
 
 class _Edges:
@@ -424,21 +430,23 @@ class _Edges:
         self.first = None            # `Natives` of the first image
         self.at_first = {}           # by `_Place`: the edge on that image
         self.seen = defaultdict(set) # and its kinds on all images
-        self.n_asked = Counter()     # by place and kind: so many images were made to see it
-        self.tried = defaultdict(set)# by axis: how many pixels more there were
+        self.n_asked = Counter()     # by place and kind: how many images were made to see it
+        self.tried = defaultdict(set)# by axis: pixels that were added already
         self.n_images = 0            # further ones
 
-    def _note(self, name, what, positions, of, steps):
-        "Note for each axis of a map of module `name` which kind of edge it has with these `positions`, where that is a question"
+    def _note(self, name, kinds_of, positions, of, steps):
+        "Note which kinds of edge a map of module `name` has, on each axis where it may have several"
         n = len(positions)
         for axis,edge in enumerate(map(_Edge, positions, as_tuple(of,n), as_tuple(steps,n))):
             if edge.of<=1: continue
-            place = _Place(name, axis, what)
-            self.seen[place] |= what(edge.positions, edge.of)
+            place = _Place(name, axis, kinds_of)
+            self.seen[place] |= kinds_of(edge.positions, edge.of)
             self.at_first.setdefault(place, edge)
 
     def note(self, natives, trial):
         self.first = self.first or natives
+        # further images are made in one mode
+        if natives.training!=self.first.training: return
         for name,(finer,ns) in trial.sides.items(): self._note(name, _end, ns, finer, self.T)
         self._note_native_sides(natives, trial)
 
@@ -455,26 +463,26 @@ class _Edges:
 def _lacking(self:_Edges):
     "The kinds that were not seen, by place, and are worth to be asked for"
     def is_wanted(o, kind, most): return kind not in self.seen[o] and self.n_asked[o,kind]<most
-    return [(o,kind) for o in self.at_first for kind,most in _wanted[o.what].items() if is_wanted(o,kind,most)]
+    return [(o,kind) for o in self.at_first for kind,most in _wanted[o.kinds_of].items() if is_wanted(o,kind,most)]
 
 @patch
 def _shown_by(self:_Edges, px, lacking):
     "Those of `lacking` that should be there with `px` pixels more on their axis"
     def kinds(place):
         edge = self.at_first[place]
-        return place.what(edge.positions+round(px/edge.step), edge.of)
+        return place.kinds_of(edge.positions+round(px/edge.step), edge.of)
     return [(o,kind) for o,kind in lacking if kind in kinds(o)]
 
 @patch
 def _best_step(self:_Edges, axis, S, T, lacking):
-    "How many pixels more on `axis`, which has native stride `S` and now `T`, show the most of `lacking`; 0 if none do"
+    "Pixels more on `axis` that show the most of `lacking`, or 0; `S` is its native stride, `T` its present one"
     step = min(S,T)
     untried = [o for o in range(step,S+1,step) if o not in self.tried[axis]]
-    def chance(px):
-        # where the pixels are no multiple of the step, it may be one position more or less
+    def worth(px):
+        # half, if pixels are no multiple of the step: one position more may come, or none
         return sum(1/2 if px%self.at_first[o].step else 1 for o,_ in self._shown_by(px,lacking))
-    # of equal ones, that in the middle: a pool may round to multiples of its own
-    best = max(untried, key=lambda px: (chance(px),-abs(px-S/2)), default=0)
+    # of equal ones the one nearest to S/2: a pool in front may drop a few pixels, or add some
+    best = max(untried, key=lambda px: (worth(px),-abs(px-S/2)), default=0)
     return best if self._shown_by(best,lacking) else 0
 
 # %% ../nbs/04_search.ipynb #edg04c
@@ -483,7 +491,8 @@ _most_more_images = 4
 @patch
 def more_sides(self:_Edges):
     "Sides of an image that shows what was not seen yet, or `None`"
-    if self.n_images==_most_more_images: return None
+    runs_on_one_size = self.first.strides.sides is not None
+    if runs_on_one_size or self.n_images==_most_more_images: return None
     self.n_images += 1
     lacking,sides = self._lacking(),[*self.first.sides]
     coarsest = as_tuple(self.first.strides.output, len(sides))
@@ -512,13 +521,17 @@ def _hooks_in_words(net, all_strides, T, phased):
             words.append(f'{who} was not tried: if it changes a map, it may be told its stride')
     return words
 
-def _foreign_in_words(all_strides, foreign):
-    "Sentences on `foreign` operations, by name of a module, whose results no trial compares"
+def _foreign_in_words(strides, all_natives):
+    "Sentences on foreign operations in `all_natives`, by name of a module, whose results no trial compares"
     def who(name): return f'`{name}`' if name else 'its `forward`'
     words = 'which was not tried: if it is told the stride of a map (`spatial_scale`), that has to change too'
-    return [f'{who(name)} calls {op}, {words}' for name,op in foreign.items() if not any(s.makes(name) for s in all_strides)]
+    def makes_maps_alone(name): return strides.makes(name) and all(g for call in strides.calls[name] for g in call.makes)
+    foreign = {name:op for o in all_natives for name,op in o.foreign.items() if not makes_maps_alone(name)}
+    return [f'{who(name)} calls {op}, {words}' for name,op in foreign.items()]
 
 # %% ../nbs/04_search.ipynb #hea04
+def _of_both(strides, in_training): return [strides,in_training.strides] if in_training else [strides]
+
 def _heads_in_words(in_training, T, were_tried):
     "A sentence on what is called in training alone, and reads a finer map, if nothing that it makes was compared"
     s = in_training.strides
@@ -605,12 +618,14 @@ def try_out(net, strides, T, x=None, decoder=DecoderPlan()):
         return _find_phased(net, T, plan, cases, decoder)
     by_nan,by_numbers = partial(find,images,_with_nan),partial(_by_numbers,net,find,make_images,images)
     def change_all(phased): apply_plan(restored(net), plan, phased, decoder)
-    foreign = {k:v for o in evaluated+trained for k,v in o.foreign.items()}
-    found = _find_by_any_fill(strides, by_nan, by_numbers, change_all, may_have_nan=not foreign)
+    is_foreign = any(o.foreign for o in evaluated+trained)
+    found = _find_by_any_fill(strides, by_nan, by_numbers, change_all, may_have_nan=not is_foreign)
     untried = _heads_in_words(in_training, T, were_tried=bool(trained)) if in_training else []
-    all_strides = [strides,in_training.strides] if in_training else [strides]
-    untried += _hooks_in_words(net, all_strides, T, found.phased)+_foreign_in_words(all_strides, foreign)
-    return found._replace(untried=found.untried+untried, decoder=decoder)
+    untried += _hooks_in_words(net, _of_both(strides,in_training), T, found.phased)
+    # what is compared in training need not be in evaluation
+    untried += _foreign_in_words(strides, evaluated)
+    if in_training: untried += _foreign_in_words(in_training.strides, trained)
+    return found._replace(untried=[*dict.fromkeys(found.untried+untried)], decoder=decoder)
 
 # %% ../nbs/04_search.ipynb #aeeba3d3
 def _makes_finer_maps(strides, T):
@@ -628,7 +643,9 @@ def try_whole(net, strides, T, x=None):
     apply_plan(net, {}, {'':p})
     trials = [Trial(net, T, o).run() for o in evaluated]
     if any(o.lost or o.mended for o in trials): return None
-    return Found({'':p}, {}, None, _hooks_in_words(net,[strides],T,{'':p}))
+    in_training = _follow_in_training(restored(net), strides, x)
+    apply_plan(net, {}, {'':p})
+    return Found({'':p}, {}, None, _hooks_in_words(net,_of_both(strides,in_training),T,{'':p}))
 
 # %% ../nbs/04_search.ipynb #b2ae6f37
 def _how_resized(call, T):

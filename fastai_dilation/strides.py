@@ -563,9 +563,10 @@ class PerTensor:
         return noted[0] if noted else self.put(t, make(t))
 
 # %% ../nbs/01_strides.ipynb #7ce3c5fb
-# three places, not in a row and not on a diagonal: how far along each side they begin
-_places = (.29,.75,.5),(.64,.15,.75),(.88,.5,.15)
-_place_size = 1/14 # of a side: half a position of a map of 7x7; a place lies within one of it, and of 8x8
+_place_size = 1/14 # of a side: half a position of a map of 7x7
+# three places, not in a row and not on a diagonal: at which fourteenth of each side they begin;
+# each lies within one position of a map of 7x7, 8x8 and 14x14
+_places = (4,11,7),(9,4,11),(11,7,2)
 _n_draws = 2 # of what stands there then: one alone may move another place more
 _n_touched = 1+_n_draws*len(_places)
 
@@ -582,7 +583,7 @@ def touched(sample, sides):
     all_images = [t for t in tensors(xs) if t.ndim==sample.first.ndim]
     for o in all_images: o[1:] = o[:1].clone()
     sizes = [max(1,int(side*_place_size)) for side in sides]
-    starts = [[int(at*side) for at,side in zip(place,sides)] for place in _places]
+    starts = [[int(at*side*_place_size) for at,side in zip(place,sides)] for place in _places]
     for image,start in zip(all_images[0][1:], starts*_n_draws):
         place = image[(slice(None), *[slice(a,a+n) for a,n in zip(start,sizes)])]
         place += 4*torch.randn(place.shape, dtype=torch.double, generator=gen, device='cpu').to(place)
@@ -590,20 +591,19 @@ def touched(sample, sides):
     return Touched(xs, torch.tensor(starts,device='cpu')+radii, radii, tuple(sides))
 
 # %% ../nbs/01_strides.ipynb #59e5a049
-_slack = 1.5      # positions: a neighbour may move most
-_times_others = 3 # as much as is usual on a line, where taps lie apart and further positions may move more
+_slack = 1.5   # positions: a neighbour may move most
+_stands_out = 3 # times the median of a line: where taps lie apart, far positions may move more than the touched one
 
 def _moved_most(by_place, axis):
     "The middle of the position on `axis` that each touch moves most"
-    others = [i for i in range(1,by_place.ndim) if i!=axis+1]
-    return by_place.sum(others).argmax(1)+.5
+    return by_place.movedim(axis+1,1).unsqueeze(-1).flatten(2).sum(2).argmax(1)+.5
 
-def _stands_out(by_place, places, axis):
-    "Does each touch move its own of the `places` more than others on the line along `axis`?"
+def _moves_more_than_its_line(by_place, places, axis):
+    "Does each touch move its own of the `places` far more than is usual on the line through it along `axis`?"
     def line(moved, place): return moved[tuple(slice(None) if i==axis else o for i,o in enumerate(place))]
     lines = torch.stack([line(*o) for o in zip(by_place,places.tolist())])
     there = lines.gather(1, places[:,axis:axis+1])[:,0]
-    return there >= _times_others*lines.median(1).values
+    return there >= _stands_out*lines.median(1).values
 
 # %% ../nbs/01_strides.ipynb #mwt01
 def _moves_where_touched(t, grid, touched,
@@ -614,12 +614,12 @@ def _moves_where_touched(t, grid, touched,
     moved = (by_touch-by_touch.mean(grid.dims,keepdim=True)).abs().unflatten(0, (_n_draws,-1)).sum(0)
     is_same_everywhere = 0 < by_touch.abs().max() and moved.max() < 1e-4*by_touch.abs().max()
     if is_same_everywhere: return True # the mean of a map, resized to it: at any position it is right
-    by_place = moved.sum([i for i in range(1,t.ndim) if i not in grid.dims])
+    by_place = moved.sum([i for i in range(1,t.ndim) if i not in grid.dims]) # a row for each place, then the axes
     sides,strides = by_place.shape[1:],as_tuple(grid.stride, len(grid.dims))
     places = torch.stack([(m/S).long().clamp(max=n-1) for m,S,n in zip(touched.middles.T,strides,sides)], 1)
     for axis,(S,middles,radius) in enumerate(zip(strides,touched.middles.T,touched.radii)):
         is_near = (S*_moved_most(by_place,axis)-middles).abs() <= _slack*max(S,coarsest)+radius
-        if not (is_near | _stands_out(by_place,places,axis)).all(): return False
+        if not (is_near | _moves_more_than_its_line(by_place,places,axis)).all(): return False
     return bool(moved.flatten(1).amax(1).gt(0).all())
 
 # %% ../nbs/01_strides.ipynb #gss01

@@ -33,7 +33,7 @@ from .resizes import *
 
 # %% ../nbs/03_trial.ipynb #63128b0f
 # parts of the largest value
-tolerances = {torch.float64:1e-9, torch.float32:1e-3, torch.float16:1e-2, torch.bfloat16:5e-2}
+tolerances = {torch.float64:1e-6, torch.float32:1e-3, torch.float16:1e-2, torch.bfloat16:5e-2}
 
 def fineness(grid, T): return by_axis(lambda S,T: S//min(S,T), grid.stride, T)
 

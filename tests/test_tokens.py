@@ -79,6 +79,17 @@ def test_channels_that_look_like_sides_are_not_taken_for_them(channels, patch):
     assert lies(0,1,2,3)==((2,3),patch) and lies(0,2,3,1)==((1,2),patch)
     for dims in ((0,2,1,3), (0,3,2,1), (0,1,3,2)): assert lies(*dims).stride is None
 
+def test_a_network_of_one_length_is_followed():
+    "With one axis"
+    class OneLength(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convs = nn.Sequential(*[nn.Conv1d(i,8,3,2,1) for i in (3,8,8)])
+        def forward(self, x):
+            assert x.shape[-1]==224
+            return self.convs(x)
+    assert get_output_stride(OneLength(), torch.randn(1,3,224))==8
+
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', [6,12,36])
 def test_a_stride_is_found_through_taps_that_lie_apart(seed):

@@ -2,11 +2,14 @@
 from copy import deepcopy
 from dataclasses import dataclass
 from math import ceil
+from types import SimpleNamespace
 import pytest, torch, torchvision.models as tvm
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import roi_align
 from fastai_dilation.all import CannotDilate, set_output_stride
 from fastai_dilation.layers import phases_in
+from fastai_dilation.search import _Edge, _Edges, _Place, _end, _side
 from fastai_dilation.strides import follow
 from fastai_dilation.trial import Natives
 from util import close, said
@@ -229,6 +232,35 @@ def test_taps_far_away_along_both_axes_at_once():
         return nn.Sequential(*stem, Function(behind), nn.Conv2d(8,8,3), nn.Conv2d(8,8,5,1,2))
     for T in (2,1): assert exact_or_told(make, T, 4, [(60+i,81-i) for i in range(9)])=='exact'
 
+def asked(S, T, *edges, later=()):
+    "The pixels that further images have more, on one axis, for `edges` of maps; `later` images show these kinds"
+    first = SimpleNamespace(sides=(100,), training=(), strides=SimpleNamespace(output=S, sides=None))
+    o = _Edges(T, {})
+    o.first,later = first,iter(later)
+    for i,(kinds_of,edge) in enumerate(edges):
+        o.at_first[_Place(str(i),0,kinds_of)] = edge
+        o.seen[_Place(str(i),0,kinds_of)] = kinds_of(edge.positions, edge.of)
+    res = []
+    while sides := o.more_sides():
+        res.append(sides[0]-100)
+        for place,kinds in zip(o.at_first, next(later,[])): o.seen[place] |= kinds
+    return res
+
+def test_an_image_is_made_for_each_kind_of_edge_that_was_not_seen():
+    "Of 4 positions for a native one, 12 end behind, and are a multiple: one more is native, and uneven"
+    assert asked(32, 8, (_end,_Edge(13,4,8)), later=[[{'behind'}]])==[16]
+    assert asked(32, 8, (_end,_Edge(12,4,8)), later=[[{'native','uneven'}]])==[8]
+    assert asked(32, 16, (_end,_Edge(5,2,16)), later=[[{'behind'}]])==[16]
+    assert asked(32, 8, (_side,_Edge(11,2,8)), later=[[{'multiple'}]])==[8]
+
+def test_a_kind_of_edge_that_never_comes_is_not_asked_for_often():
+    "The last position once, sizes that are no multiple and sides twice, and a size that was tried never again"
+    assert asked(32, 8, (_end,_Edge(13,4,8)))==[16]
+    assert asked(32, 8, (_end,_Edge(12,4,8)))==[8,16]
+    assert asked(32, 8, (_side,_Edge(11,2,8)))==[8,24]
+    many = asked(16, 1, *[(_end,_Edge(o,16,1)) for o in (32,33,35)], *[(_side,_Edge(o,2,4)) for o in (7,8)])
+    assert len(many)==len({*many})==4
+
 def test_taps_far_away_behind_a_conv_that_loses_positions():
     "The large image has as many positions as they reach"
     def behind(m, x): return x+F.pad(x,(18,0,18,0))[...,:-18,:-18]
@@ -296,6 +328,33 @@ def test_hooks_of_a_head_in_training_are_named():
     net.head.register_forward_hook(lambda m,x,y: y-y.mean((2,3),keepdim=True))
     words, = said(set_output_stride, net, 1)
     assert '`head` has a hook' in words
+
+class HasHeadAndImage(HasHead):
+    "The image beside its map, resized: so all of it runs by phases"
+    def forward(self, x):
+        y = self.body(x)
+        y = y*F.interpolate(x[:,:1], y.shape[2:])
+        return (y,self.head(y)) if self.training else y
+
+def test_hooks_of_a_head_are_named_where_the_whole_runs_by_phases():
+    "There the hook sees the phases as images"
+    net = HasHeadAndImage()
+    net.head.register_forward_hook(lambda m,x,y: y-y.mean((0,2,3),keepdim=True))
+    words, = said(set_output_stride, net, 1)
+    assert phases_in(net).keys()=={''} and '`head` has a hook' in words
+
+class PoolsInEvaluation(HasHead):
+    "A detector in short: a map in training, and values of a box in evaluation"
+    def forward(self, x):
+        x = self.body(x)
+        if self.training: return self.head(x)
+        box = torch.tensor([[0.,0.,0.,31.,31.]], dtype=x.dtype)
+        return x,roi_align(x, box, 3, spatial_scale=1/4)
+
+def test_what_is_compared_in_training_need_not_be_in_evaluation():
+    "There is a map of the same module, but it is another one"
+    words = said(set_output_stride, PoolsInEvaluation(), 1)
+    assert any('roi_align' in o for o in words)
 
 class Collects(nn.Module):
     "Hooks its layers when it is called first, and returns what they make, as transformers' networks do"
