@@ -253,7 +253,7 @@ _most_sizes = 3 # of images, each larger than the one before
 
 @patch
 def large_enough(self:_Images, sides, natives, wanted, more=0):
-    "`Natives` of the first image of `sides(more)` with the `wanted` positions on each axis, or of the last; and the next `more`"
+    "`Natives` of an image of `sides(more)`, larger until each axis has the `wanted` positions; and the next `more`"
     res = None
     for _ in range(_most_sizes):
         try: res = natives(sides(more))
@@ -640,11 +640,10 @@ def try_whole(net, strides, T, x=None):
     call = evaluated[0].record[''][0]
     p = how_by_phases('', net, call, strides, T) if call else None
     if p is None: return None
+    in_training = _follow_in_training(net, strides, x)
     apply_plan(net, {}, {'':p})
     trials = [Trial(net, T, o).run() for o in evaluated]
     if any(o.lost or o.mended for o in trials): return None
-    in_training = _follow_in_training(restored(net), strides, x)
-    apply_plan(net, {}, {'':p})
     return Found({'':p}, {}, None, _hooks_in_words(net,_of_both(strides,in_training),T,{'':p}))
 
 # %% ../nbs/04_search.ipynb #b2ae6f37
