@@ -157,12 +157,19 @@ class GridPool(DilatedPool):
         super().__setstate__(state)
 
     def extra_repr(self): return f'{self.grid_of.__name__}, spacing={self.spacing}, between={self.between}'
+    def _as_it_was(self):
+        "An instance of the pool's own class, which may call `super`; it shares all that is set"
+        pool = object.__new__(self.grid_of)
+        pool.__dict__ = self.__dict__
+        return pool
+
     def forward(self, x):
         if _is_one_image(x, self.grid_of): return self(x[None])[0]
         def read(n, d): return slice((n-1)//d*d+1) if self.between else slice(None,None,d)
         n_axes = x.ndim-2
         grid = map(read, x.shape[self.first:], as_tuple(self.spacing,n_axes))
-        return self.grid_of.forward(self, x[(*[slice(None)]*self.first, *grid)])
+        # not by its attribute, which may be this very function
+        return self.grid_of.forward(self._as_it_was(), x[(*[slice(None)]*self.first, *grid)])
 
 # fastai's `create_body` cuts in front of the last module with such a name
 GridPool.__name__ = 'GridPool2d'

@@ -78,7 +78,12 @@ def network_of(model):
         raise CannotDilate(None, 'A scripted, traced or exported network cannot be changed: '
             'set the output stride of the network that it was made of, then script or export that')
     net = network_in(model)
-    return net if net is model else network_of(net)
+    if net is not model: return network_of(net)
+    for name,m in net.named_modules():
+        if isinstance(m,torch.jit.ScriptModule):
+            raise CannotDilate(name, 'it is scripted or traced, so what happens in it cannot be seen: '
+                'set the output stride with the module that it was made of in its place, then put it back')
+    return net
 
 # %% ../nbs/05_output_stride.ipynb #hold05
 def _down_to_network(model):
@@ -127,19 +132,30 @@ def _refuse_other_strides(net, T, strides):
     raise CannotDilate(None, words)
 
 # %% ../nbs/05_output_stride.ipynb #ans04
+def _names_of_changed(net): return {n for n,m in net.named_modules() if is_changed(m)}
+
+def _late_layers(now, native, changed):
+    "Names of layers that were added to a network when it was `changed` already"
+    return [n for n in native.own if n in now.own and n not in changed and now.reads(n)!=native.reads(n)]
+
+def _refuse_late_layers(now, native, changed):
+    for name in _late_layers(now, native, changed):
+        raise CannotDilate(name, 'it was added to a net that was dilated already, '
+            'and has no native dilation: change the body alone')
+
+# %% ../nbs/05_output_stride.ipynb #spc05b
+def _refuse_several_spacings(net, strides, T):
+    for name in [n for n,m in net.named_modules() if knows_spacing(m)]:
+        if len({rule(S,1,T)[0] for S in strides.reads(name)})>1:
+            raise CannotDilate(name, 'it has one `spacing`, and reads maps of several strides: give each a module of its own')
+
+# %% ../nbs/05_output_stride.ipynb #01b0f465
 def _refuse_answers_that_do_not_grow(net, strides):
     if strides.sample.has_several_sizes and not strides.makes(''):
         raise CannotDilate(None, f'{type(net).__name__} reads images of several sizes, '
             'and what it makes does not grow with them, so nothing could be compared. '
             'Change the network inside of it that the images go through')
 
-def _refuse_late_layers(now, native, changed):
-    for name in native.own:
-        if name in now.own and name not in changed and now.reads(name)!=native.reads(name):
-            raise CannotDilate(name, 'it was added to a net that was dilated already, '
-                'and has no native dilation: change the body alone')
-
-# %% ../nbs/05_output_stride.ipynb #01b0f465
 def _is_refuted(strides):
     "Does the network make what may be a map, and was not believed?"
     return bool(strides.sides) and any(g and g.dims and not is_map(g) for g in strides.answers)
@@ -193,6 +209,7 @@ def _try_all_ways(net, strides, T, x):
 def _refuse_what_will_not_do(net, strides, T, found):
     _refuse_decoders(net, strides, T, found.phased, found.lost)
     _refuse_hidden_strides(net, strides, found.misfit)
+    _refuse_refuted_answers(net, strides)
     _refuse_what_makes_no_map(net, strides)
     _refuse_what_is_no_map(strides, found.lost)
     _refuse_replaced_forwards(net, found.phased, found.lost)
@@ -211,7 +228,7 @@ _nothing_to_do = Found({}, {}, None)
 
 def _restored_strides(net, now, x):
     "Native `Strides` of `net`, restored; `now` are those that it had"
-    changed = {n for n,m in net.named_modules() if is_changed(m)}
+    changed = _names_of_changed(net)
     strides = follow(restored(net), x) if changed else now
     _refuse_late_layers(now, strides, changed)
     return strides
@@ -222,6 +239,7 @@ def _change_restored(net, strides, T, x):
         _refuse_refuted_answers(net, strides)
         return _nothing_to_do
     _refuse_answers_that_do_not_grow(net, strides)
+    _refuse_several_spacings(net, strides, T)
     axes_differ = isinstance(T,tuple) or isinstance(strides.output,tuple)
     if axes_differ: _refuse_swapped_sides(net, strides)
     found = _try_all_ways(net, strides, T, x)
@@ -233,13 +251,19 @@ def _change_restored(net, strides, T, x):
     return found
 
 # %% ../nbs/05_output_stride.ipynb #change04
+def _is_all_at_one_stride(net, now, x):
+    "Is nothing left to do for `net` at the stride of its coarsest map? What was added since it was changed may have to"
+    changed = _names_of_changed(net)
+    # a head that was made for the finer map stays as it is
+    return not changed or bool(_late_layers(now, native_strides(net,x), changed))
+
 def _change(net, output_stride, x):
     "Set the output stride of `net`; returns what was `Found`, and the stride in numbers"
     encoder = encoder_of(net)
     now = follow(encoder, x)
     T = in_numbers(output_stride, now.output, now.sample.ndim)
-    has_it = _are_whole_numbers(T) and by_axis(int,T)==now.output
-    if has_it and not _is_refuted(now): return _nothing_to_do,now.output
+    has_it = _are_whole_numbers(T) and by_axis(int,T)==now.output and not _is_refuted(now)
+    if has_it and (encoder is not net or _is_all_at_one_stride(net,now,x)): return _nothing_to_do,now.output
     if encoder is not net:
         raise CannotDilate(None, 'The decoder of a U-Net is built for the sizes of its encoder. '
             f'Build the net anew with {output_stride=}')
@@ -355,7 +379,11 @@ def _tell_of_maps(net, pools, x):
         if sides is None: continue
         if sides[0]!=pool.first: pool.first = sides[0]
         strides = now.reads(name),native.reads(name)
-        if strides[0]!=strides[1]: change(pool, spacing=by_axis(floordiv, strides[1][-1], strides[0][-1]))
+        if strides[0]==strides[1]: continue
+        if len(strides[1])>1:
+            raise ValueError(f'`{name}` pools maps of several strides, which are not all as many times finer now: '
+                'give each a pool of its own')
+        change(pool, spacing=by_axis(floordiv, strides[1][0], strides[0][0]))
 
 # %% ../nbs/05_output_stride.ipynb #a3226dbc
 def _what_to_change(net, name, T):

@@ -192,9 +192,12 @@ def _rebuilt(mixin, cls):
     return cls.__new__(cls)
 
 # %% ../nbs/02_phases.ipynb #224622c9
+# a weight is the same for all images, whatever its sides are: a kernel, or a vector for each class
+def _may_be_of_images(o): return isinstance(o,torch.Tensor) and not isinstance(o,nn.Parameter)
+
 def _map_to_split(args, p):
     "Of the tensors in `args` the map whose phases `p` are; another may have sides of 1"
-    maps = [o for o in tree_leaves(args) if isinstance(o,torch.Tensor) and o.ndim>max(p.dims)]
+    maps = [o for o in tree_leaves(args) if _may_be_of_images(o) and o.ndim>max(p.dims)]
     if not maps:
         raise ValueError('Run by phases, this module reads a map with sides at the axes '
             f'{p.dims}, and was given none')
@@ -226,7 +229,7 @@ def _split_all(args, x, p, split=split, n_phases=None):
     "`args` with maps like `x` split, and with what there is once for each image repeated"
     n_phases = n_phases or p.n_all
     def split_one(o):
-        if not isinstance(o,torch.Tensor) or o.ndim==0: return o
+        if not _may_be_of_images(o) or o.ndim==0: return o
         if o.ndim==x.ndim and p.sides(o)==p.sides(x):
             is_for_all_images = o.shape[0]==1<x.shape[0] # positions, say
             return split(o.expand(x.shape[0], *o.shape[1:]) if is_for_all_images else o, p)
@@ -254,7 +257,7 @@ def _tensors_in(ys):
 
 def _native_phase(y, n_images, n_phased):
     "Of `y`, which may have something for each of `n_phased` phases of images, that of the native ones"
-    return y[:n_images] if y.ndim and y.shape[0]==n_phased else y
+    return y[:n_images] if _may_be_of_images(y) and y.ndim and y.shape[0]==n_phased else y
 
 def _merge_all(ys, x, p):
     "`ys`, each map merged as `p` says; of all else, the native phase"
@@ -348,6 +351,7 @@ def run_by_phases(m, p):
 @lru_cache(None)
 def _keeps_layout(cls):
     "May an object of `cls` become one of a class that is mixed with it?"
+    if issubclass(cls,torch.fx.GraphModule): return False # it sets the `forward` of its class, and copies itself by it
     o = object.__new__(cls)
     try: object.__setattr__(o, '__class__', mixed(Phased,cls))
     except TypeError: return False

@@ -14,7 +14,8 @@ The search changes the network as it goes, and leaves it changed. [`set_output_s
 
 # %% auto #0
 __all__ = ['DecoderPlan', 'Case', 'InTraining', 'Found', 'make_plan', 'restored', 'apply_plan', 'Search', 'has_hooks', 'hooked',
-           'outermost_only', 'may_hide', 'weights_that_count', 'try_out', 'try_whole', 'global_pools', 'try_resizing']
+           'outermost_only', 'may_hide', 'weights_that_count', 'hides_numbers', 'try_out', 'try_whole', 'global_pools',
+           'try_resizing']
 
 # %% ../nbs/04_search.ipynb #c6d28f94
 import inspect,itertools,math
@@ -153,11 +154,12 @@ def outermost_only(phased):
     return {n:phased[n] for n in outermost(phased)}
 
 # %% ../nbs/04_search.ipynb #9562098a
-_reach = 18 # so many positions away there is a native one: a dilation of 18 finds it
+_reach = 18      # so many positions away there is a native one: a dilation of 18 finds it;
+_most_reach = 36 # and that of a convolution that the network calls by a function
 
-def _n_far(S, T, is_volume):
+def _n_far(S, T, is_volume, reach=_reach):
     "Native positions that a tap so far away reaches over; 0 in volumes, and if nothing changes"
-    return 0 if is_volume or T>=S else ceil_div(_reach*T, S)
+    return 0 if is_volume or T>=S else ceil_div(reach*T, S)
 
 def _small_side(S, T, is_first, n_least, more):
     "Side of a small image on an axis with native stride `S`, which is the first or another one"
@@ -273,7 +275,8 @@ def small_and_large(self:_Images):
     def sides(i): return lambda more: _trial_sides(S,T,ndim,more)[i]
     small,more = self.large_enough(sides(0), self.natives_of_two, [3]*ndim)
     if small is None: return None
-    far = [_n_far(s,t,is_volume=ndim>2)+1 for s,t in zip(as_tuple(S,ndim),as_tuple(T,ndim))]
+    reach = min(max(_reach, small.reach), _most_reach)
+    far = [_n_far(s,t,ndim>2,reach)+1 for s,t in zip(as_tuple(S,ndim),as_tuple(T,ndim))]
     large,_ = self.large_enough(sides(1), self.natives, far, more)
     return [small,large] if large else None
 
@@ -289,6 +292,22 @@ def _natives_of_first(net, strides, T, x, training=()):
     if x is not None: return [Natives(net, strides, strides.sample.xs, training)]
     raise CannotDilate(None, f'{type(net).__name__} does not run on a small image ({first_line(images.errors[0])}). '
         'Give one that it runs on: `x=`')
+
+# %% ../nbs/04_search.ipynb #sml04b
+def _answers_are_finite(natives):
+    answers = [t for call in natives.record[''] if call for t in tensors(call.result)]
+    return all(t.isfinite().all() for t in answers)
+
+@patch
+def smallest(self:_Images):
+    "`Natives` of an image of one position of the coarsest map, or of a few; of none if `net` does not run on such"
+    strides = as_tuple(self.strides.output, self.strides.sample.ndim)
+    for n in range(1, 4):
+        try: natives = self.natives([n*s for s in strides])
+        except Exception: continue
+        # one value has no standard deviation
+        if _answers_are_finite(natives): return [natives]
+    return []
 
 # %% ../nbs/04_search.ipynb #5596e02e
 def _words_in(code):
@@ -447,6 +466,8 @@ class _Edges:
         self.first = self.first or natives
         # further images are made in one mode
         if natives.training!=self.first.training: return
+        # on the smallest image hardly anything lies at an edge
+        if math.prod(natives.sides)<math.prod(self.first.sides): return
         for name,(finer,ns) in trial.sides.items(): self._note(name, _end, ns, finer, self.T)
         self._note_native_sides(natives, trial)
 
@@ -521,6 +542,13 @@ def _hooks_in_words(net, all_strides, T, phased):
             words.append(f'{who} was not tried: if it changes a map, it may be told its stride')
     return words
 
+# %% ../nbs/04_search.ipynb #whn04b
+def _whole_numbers_in_words(all_natives):
+    "A sentence, if the network answers with a list of whole numbers: between them nobody can tell which are native"
+    answers = [o for natives in all_natives for call in natives.record[''] if call for o in call.makes]
+    is_untold = any(o.grid and not is_map(o.grid) and not o.value.is_floating_point() for o in answers)
+    return ['its answer is a list of whole numbers, which cannot be compared'] if is_untold else []
+
 def _foreign_in_words(strides, all_natives):
     "Sentences on foreign operations in `all_natives`, by name of a module, whose results no trial compares"
     def who(name): return f'`{name}`' if name else 'its `forward`'
@@ -559,6 +587,14 @@ def weights_that_count(net):
     finally:
         for p,w in own.items(): p.data = w
 
+# %% ../nbs/04_search.ipynb #hid04b
+_norms = nn.modules.batchnorm._NormBase,nn.LayerNorm,nn.GroupNorm
+
+def hides_numbers(net):
+    "Has `net` a weight, of a module of its own or of a conv, that may hide numbers that are made by the size of a map?"
+    def own(m): return [] if isinstance(m,_norms) else [p for n,p in m._parameters.items() if p is not None and n!='bias']
+    return any(may_hide(p.detach()) for m in net.modules() for p in own(m))
+
 # %% ../nbs/04_search.ipynb #8ee24f09
 def _hides_lists(strides, phased):
     "Is there a tensor that grows with the image and is no map, outside of what runs by phases?"
@@ -594,16 +630,14 @@ def _finite(make_images):
     "The images that it makes; or `None` if the network does not run, or makes no numbers, with its present weights"
     try: images = make_images()
     except Exception: return None
-    calls = [call for natives in images for o in natives for call in o.record[''] if call]
-    are_finite = all(t.isfinite().all() for call in calls for t in tensors(call.result))
-    return images if are_finite else None
+    return images if all(_answers_are_finite(o) for natives in images for o in natives) else None
 
-def _by_numbers(net, find, make_images, images):
-    "What `find` finds with numbers, and with weights that let them through where the network runs with such"
+def _by_weights_that_count(net, find, make_images, fills):
+    "What `find` finds with `fills`, and with weights that let numbers through where the network runs with such"
     with weights_that_count(restored(net)) as are_new:
         counting = _finite(make_images) if are_new else None
-        if counting: return find(counting, _with_numbers)
-    return find(images, _with_numbers)
+        if counting: return find(counting, fills)
+    return find(make_images(), fills)
 
 # %% ../nbs/04_search.ipynb #try04
 def try_out(net, strides, T, x=None, decoder=DecoderPlan()):
@@ -612,11 +646,15 @@ def try_out(net, strides, T, x=None, decoder=DecoderPlan()):
     plan = make_plan(strides, T)
     if in_training: plan = {**make_plan(in_training.strides,T), **plan}
     def make_images(): return [_natives_of_first(net,strides,T,x), _natives_in_training(net,in_training,T,x)]
+    # numbers move a sum over few positions more than one over many, which a sigmoid behind it may hide
+    def make_more(): return [*make_images(), _Images(net,strides,T).smallest()]
     images = evaluated,trained = make_images()
     def find(images, fills):
         cases = [o for natives in images for o in _cases(natives,fills)]
         return _find_phased(net, T, plan, cases, decoder)
-    by_nan,by_numbers = partial(find,images,_with_nan),partial(_by_numbers,net,find,make_images,images)
+    by_counting = partial(_by_weights_that_count, net, find)
+    by_nan = partial(by_counting,make_images,_with_nan) if hides_numbers(net) else partial(find,images,_with_nan)
+    by_numbers = partial(by_counting, make_more, _with_numbers)
     def change_all(phased): apply_plan(restored(net), plan, phased, decoder)
     is_foreign = any(o.foreign for o in evaluated+trained)
     found = _find_by_any_fill(strides, by_nan, by_numbers, change_all, may_have_nan=not is_foreign)
@@ -625,6 +663,7 @@ def try_out(net, strides, T, x=None, decoder=DecoderPlan()):
     # what is compared in training need not be in evaluation
     untried += _foreign_in_words(strides, evaluated)
     if in_training: untried += _foreign_in_words(in_training.strides, trained)
+    untried += _whole_numbers_in_words(evaluated)
     return found._replace(untried=[*dict.fromkeys(found.untried+untried)], decoder=decoder)
 
 # %% ../nbs/04_search.ipynb #aeeba3d3
@@ -632,6 +671,10 @@ def _makes_finer_maps(strides, T):
     "Does the network make maps alone, and a finer one at output stride `T`?"
     grids = strides.answers
     return all(map(is_map,grids)) and any(is_finer(g.stride,T) for g in grids)
+
+def _wrong_in_training(in_training):
+    names = ' and '.join(f'`{n}`' for n in in_training.heads)
+    return f'in training it calls {names} too: what all of it makes then, by phases, is not right or was not tried'
 
 def try_whole(net, strides, T, x=None):
     "Run all of `net` by phases; returns what was `Found`, or `None` if it cannot"
@@ -641,10 +684,17 @@ def try_whole(net, strides, T, x=None):
     p = how_by_phases('', net, call, strides, T) if call else None
     if p is None: return None
     in_training = _follow_in_training(net, strides, x)
+    trained = _natives_in_training(net, in_training, T, x)
     apply_plan(net, {}, {'':p})
-    trials = [Trial(net, T, o).run() for o in evaluated]
-    if any(o.lost or o.mended for o in trials): return None
-    return Found({'':p}, {}, None, _hooks_in_words(net,_of_both(strides,in_training),T,{'':p}))
+    def is_right(natives):
+        trial = Trial(net, T, natives).run()
+        return not trial.lost and not trial.mended
+
+    if not all(map(is_right,evaluated)): return None
+    untried = _hooks_in_words(net, _of_both(strides,in_training), T, {'':p})
+    is_right_in_training = trained and all(map(is_right,trained))
+    if in_training and not is_right_in_training: untried.append(_wrong_in_training(in_training))
+    return Found({'':p}, {}, None, untried)
 
 # %% ../nbs/04_search.ipynb #b2ae6f37
 def _how_resized(call, T):

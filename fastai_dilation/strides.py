@@ -22,11 +22,12 @@ __all__ = ['Grid', 'Call', 'OwnResize', 'Shapes', 'Touched', 'rule', 'divides', 
 
 # %% ../nbs/01_strides.ipynb #464fb842
 import dataclasses,difflib,math,random,weakref
-from collections import defaultdict,namedtuple
+from collections import defaultdict,deque,namedtuple
 from collections.abc import Mapping
 from contextlib import contextmanager,nullcontext
-from functools import cached_property,partial
+from functools import cached_property,lru_cache,partial
 from operator import gt
+from types import SimpleNamespace
 import numpy as np, torch
 from fastcore.basics import patch
 from torch import nn,Tensor
@@ -59,23 +60,49 @@ def is_finer(S, T):
     "Is a map of stride `S` finer at output stride `T`, on an axis at least?"
     return any(on_each_axis(gt, S, T))
 
+# %% ../nbs/01_strides.ipynb #hld01a
+_containers = dict,list,set,deque
+
+@lru_cache(None)
+def _has_plain_attributes(cls): return issubclass(cls,SimpleNamespace) or dataclasses.is_dataclass(cls)
+@lru_cache(None)
+def _may_hold(cls): return issubclass(cls,(*_containers,tuple)) or _has_plain_attributes(cls)
+
+def _held(values):
+    "All containers in `values`, and in what these hold: a network may keep its state in them"
+    def holding(os): return [o for o in os if _may_hold(type(o))]
+    todo,seen = holding(values),set()
+    while todo:
+        o = todo.pop()
+        if _has_plain_attributes(type(o)): o = getattr(o, '__dict__', ())
+        if id(o) in seen: continue
+        seen.add(id(o))
+        if isinstance(o,_containers): yield o
+        todo += holding(o.values() if isinstance(o,dict) else o)
+
 # %% ../nbs/01_strides.ipynb #db4a6cbc
-def _items(o): return list(o) if isinstance(o,list) else dict(o) if isinstance(o,dict) else set(o)
+def _caches(classes):
+    "Containers that `classes` of somebody's own hold for all their objects"
+    own = {c for cls in classes for c in cls.__mro__ if not c.__module__.startswith('torch.')}
+    return [v for c in own for v in vars(c).values() if isinstance(v,_containers)]
+
+def _items(o): return dict(o) if isinstance(o,dict) else set(o) if isinstance(o,set) else list(o)
 
 class Snapshot:
     "What each module of `net` has now: its class, its attributes, and what is in those that contain something"
     def __init__(self, net):
         self.states = [(m, type(m), dict(vars(m))) for m in net.modules()]
-        values = [v for *_,state in self.states for v in state.values()]
-        containers = [v for v in values if isinstance(v,(dict,list,set))]
-        self.contents = [(v, _items(v)) for v in containers if v]
-        self.empty = [v for v in containers if not v] # most are
+        holders = [v for *_,state in self.states for v in state.values() if _may_hold(type(v))]
+        empty,full = [o for o in holders if not o],[o for o in holders if o]
+        held = [*_held(full+_caches({cls for _,cls,_ in self.states}))]
+        self.contents = [(v, _items(v)) for v in held if v]
+        self.empty = [v for v in empty+held if not v and v!=()] # most are
 
     def put_back(self):
         for v in self.empty: v.clear()
         for v,content in self.contents:
             v.clear()
-            if isinstance(v,list): v.extend(content)
+            if isinstance(v,(list,deque)): v.extend(content)
             else: v.update(content)
         for m,cls,state in self.states:
             m.__class__ = cls
@@ -139,12 +166,13 @@ def _no_hooks_for_all():
     finally:
         for v,content in contents: v.update(content)
 
-# PyTorch's weight norm makes its weights in a hook, and transformers' backbones collect in theirs what they return
-_hooks_of_networks = 'torch.nn.utils','transformers.utils.output_capturing'
+# PyTorch's weight norm makes its weights in a hook; transformers' backbones and timm's collect in theirs what they return
+_hooks_of_networks = 'torch.nn.utils','transformers.utils.output_capturing','timm.models._features'
 
 def belongs_to_network(hook):
     "Does the network itself need `hook`? All others are somebody's who looks, or changes what it makes"
-    return str(getattr(hook,'__module__','')).startswith(_hooks_of_networks)
+    function = getattr(hook, 'func', hook) # of a `partial`
+    return str(getattr(function,'__module__','')).startswith(_hooks_of_networks)
 
 def _hooks_to_keep(hooks):
     "Of the dict `hooks` those that the network itself needs"
@@ -306,10 +334,16 @@ def resized(self:Sample,
         shape = (n if is_one_for_each else t.shape[0]),*t.shape[1:-self.ndim],*own
         if at.type=='meta': return torch.zeros(shape, dtype=t.dtype, device=at)
         if not t.is_floating_point(): return _drawn_from(t, shape, gen)
-        return torch.randn(shape, generator=gen, dtype=torch.double, device='cpu').to(at, t.dtype)
+        return _drawn_like(t, shape, gen).to(at, t.dtype)
     return tree_map(resize, self.xs)
 
 # %% ../nbs/01_strides.ipynb #drw01
+def _drawn_like(t, shape, gen):
+    "A tensor of any numbers, or of such as `t` has if none of these is below 0: a network may ask for that"
+    low,high = (t.min().item(),t.max().item()) if t.numel() and t.device.type!='meta' else (0.,0.)
+    if not 0<=low<high: return torch.randn(shape, generator=gen, dtype=torch.double, device='cpu')
+    return low+(high-low)*torch.rand(shape, generator=gen, dtype=torch.double, device='cpu')
+
 def _drawn_from(t, shape, gen):
     "A tensor of whole numbers, or of yes and no, with values that `t` has"
     if not t.numel(): return torch.zeros(shape, dtype=t.dtype, device=t.device)
@@ -405,17 +439,23 @@ def _shape(t): return tuple(t.shape)
 def shapes_of(net, xs, meta, training=(), describe=_shape):
     "The `Shapes` of what the modules of `net` read and make of `xs`"
     calls,modules,rows,rowless = defaultdict(list),dict(net.named_modules()),[],set()
-    resizes = defaultdict(list)
+    resizes,n_closed = defaultdict(list),0
     def note_resize(name, i, forward, x, *args, **kwargs):
+        if n_closed: return forward(x, *args, **kwargs)
         read = describe(x)
         y = forward(x, *args, **kwargs)
         resizes[name].append(OwnResize(i, Call([read],[describe(y)])))
         return y
     def note(name, forward, *args, **kwargs):
-        xs = tensors((args,kwargs))
+        nonlocal n_closed
+        # by calls and not by names: a module may be called outside of the closed one, too
+        if n_closed: return forward(*args, **kwargs)
+        xs,closes = tensors((args,kwargs)),is_closed(modules[name])
         reads = [*map(describe,xs)]
         rows.append(_Row(xs))
+        n_closed += closes
         y = forward(*args, **kwargs)
+        n_closed -= closes
         ys = tensors(y)
         calls[name].append(Call(reads, [*map(describe,ys)]))
         if not rows.pop().is_container(ys): rowless.add(name)
@@ -512,8 +552,7 @@ def _from_two_images(net, sample, side, meta, training=()):
 
     def call(a, b): return Call(grids(a.reads,b.reads), grids(a.makes,b.makes))
     def resize(a, b): return OwnResize(a.i, call(a.call,b.call))
-    inside = closed_inside(net)
-    def both(f, a, b): return {n:[*map(f,a[n],b[n])] for n in a if n not in inside}
+    def both(f, a, b): return {n:[*map(f,a[n],b[n])] for n in a}
     calls,resizes = both(call,small.calls,large.calls),both(resize,small.resizes,large.resizes)
     return Strides(net, calls, sample, small.containers, resizes=resizes)
 
@@ -664,9 +703,7 @@ def _from_touches(net, sample, sides, training=()):
         return grid
     def describe(t): return known.get_or_make(t, grid_of)
     found = shapes_of(net, images.xs, False, training, describe)
-    inside = closed_inside(net)
-    def outside(found): return {n:o for n,o in found.items() if n not in inside}
-    return Strides(net, outside(found.calls), sample, found.containers, tuple(sides), outside(found.resizes))
+    return Strides(net, dict(found.calls), sample, found.containers, tuple(sides), dict(found.resizes))
 
 # %% ../nbs/01_strides.ipynb #22fa262f
 _usual_sides = 224,256,384,160,112

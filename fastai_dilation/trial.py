@@ -20,6 +20,7 @@ __all__ = ['tolerances', 'Noted', 'Record', 'fineness', 'native_part', 'has_nati
 # %% ../nbs/03_trial.ipynb #e8d02239
 import math
 from collections import defaultdict,namedtuple
+from contextlib import nullcontext
 from operator import floordiv,mod
 import torch
 from fastcore.basics import patch
@@ -96,14 +97,28 @@ Record = namedtuple('Record', [
 _own_ops = 'aten','prim','prims','profiler','mkldnn','mkl','quantized'
 
 class _ForeignOps(TorchDispatchMode):
-    "Notes operations that are not PyTorch's own, and in which module they are called"
-    def __init__(self):
+    "Notes operations that are not PyTorch's own, and in which module they are called; they are not given NaN"
+    def __init__(self,
+        known=(), # names of modules whose dilation will be changed with their strides
+    ):
         super().__init__()
-        self.stack,self.found = [''],{}
+        self.known,self.stack,self.found = known,[''],{}
+        self.reach = 0 # of all other convolutions: positions from the middle to the farthest tap
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace not in _own_ops: self.found.setdefault(self.stack[-1], str(func.name()))
+        if func.namespace not in _own_ops: self._look_at(func, tensors((args,kwargs)))
+        is_conv = func is torch.ops.aten.convolution.default
+        if is_conv and self.stack[-1] not in self.known: self._measure(*args)
         return func(*args, **(kwargs or {}))
+
+    def _measure(self, x, weight, bias, stride, padding, dilation, *_):
+        taps = [d*(ks//2) for d,ks in zip(dilation,weight.shape[2:])]
+        self.reach = max(self.reach, *taps)
+
+    def _look_at(self, func, ts):
+        self.found.setdefault(self.stack[-1], str(func.name()))
+        # where it takes numbers for positions, that would end the process
+        if not all(t.isfinite().all() for t in ts): raise FloatingPointError(f'{func.name()} is given NaN')
 
 # %% ../nbs/03_trial.ipynb #nat03
 class Natives:
@@ -112,14 +127,19 @@ class Natives:
         training=(), # names of the modules that are in training mode
     ):
         self.strides,self.xs,self.training = strides,xs,training
-        self.record,self.resizes,ops = defaultdict(list),defaultdict(list),_ForeignOps()
+        self.record,self.resizes,ops = defaultdict(list),defaultdict(list),_ForeignOps(strides.own.keys())
         cloned = PerTensor()
         def clones(o): return [cloned.get_or_make(t,Tensor.clone) for t in tensors(o)]
+        modules,n_closed = dict(net.named_modules()),0
         def note(name, forward, *args, **kwargs):
-            reads,i = clones((args,kwargs)),len(self.record[name])
+            nonlocal n_closed
+            if n_closed: return forward(*args, **kwargs)
+            reads,i,closes = clones((args,kwargs)),len(self.record[name]),is_closed(modules[name])
             self.record[name].append(None) # its place: a module may call itself
             ops.stack.append(name)
+            n_closed += closes
             y = forward(*args, **kwargs)
+            n_closed -= closes
             ops.stack.pop()
             self.record[name][i] = self._noted(strides.calls.get(name,[]), i, reads, clones(y), y)
             return y
@@ -130,7 +150,7 @@ class Natives:
             self.resizes[name].append(self._noted(calls, len(self.resizes[name]), read, clones(y), y))
             return y
         with watched(net, note, training=training, watch_resize=note_resize if strides.resizes else None), ops: net(*xs)
-        self.foreign = ops.found
+        self.foreign,self.reach = ops.found,ops.reach
 
     def _noted(self, calls, i, reads, makes, y):
         "The `Record` of call `i` of those in `calls`; `None` if nobody can tell how its tensors lie in the image"
@@ -175,11 +195,13 @@ class Trial:
         self.n_calls = defaultdict(int) # by name of a module,
         self.n_resizes = defaultdict(int) # and of its own resizes
         self.stack = [_Frame(None)]     # calls that are under way
-        self.n_closed = 0               # and how many of them are of modules that are closed
+        self.n_closed = 0               # how many of them are of modules that are closed,
+        self.n_phased = 0               # and of those how many run by phases
 
     def run(self):
         watch_resize = self.watch_resize if any(map(resizes_of, self.modules.values())) else None
-        with watched(self.net, self.watch, training=self.natives.training, watch_resize=watch_resize):
+        guard = _ForeignOps() if self.natives.foreign else nullcontext()
+        with watched(self.net, self.watch, training=self.natives.training, watch_resize=watch_resize), guard:
             try: self.net(*self.natives.xs)
             except Exception as e: self.lost.setdefault('', e)
         # nobody can tell what the network answers
@@ -242,10 +264,14 @@ def _blame_caller(self:Trial, name, ts, noted):
 @patch
 def _made_right(self:Trial, m, frame, y, call):
     "Did module `m` make what it made natively?"
-    is_fine_unseen = knows_spacing(m) and not isinstance(m,DilatedPool)
+    # what resizes to pixels does so from all positions; else it can be seen whether a `spacing` was meant for us
+    keeps_strides = {o.grid for o in call.makes}<={o.grid for o in call.reads}
+    is_fine_unseen = knows_spacing(m) and not isinstance(m,DilatedPool) and not keeps_strides
     if is_fine_unseen: return True
     ts = tensors(y)
     if len(ts)!=len(call.makes): return False
+    # a map may be finer; what does not grow has its shape
+    if any(not o.grid and t.shape!=o.value.shape for t,o in zip(ts,call.makes)): return False
     grow = [(t,o) for t,o in zip(ts,call.makes) if o.grid]
     if grow: return all(self._is_right(t,o) for t,o in grow)
     return not frame.called_with_wrong_map
@@ -270,7 +296,7 @@ def phases_for(call, T):
 
     p = phases(by_axis(max,1,*strides.values()), read.dims)
     each = tuple(made and phases(strides[made],made.dims) for made in makes)
-    all_alike = all(q==p for q in each if q)
+    all_alike = all(q==p for q in each)
     return p if all_alike else p._replace(makes=each)
 
 # %% ../nbs/03_trial.ipynb #5c9b8a79
@@ -345,21 +371,24 @@ def _note_sides(self:Trial, name, y, call):
 @patch
 def _next_call(self:Trial, name):
     "What was noted of this call, if that can be told; inside of what runs by phases, or knows its spacing, nothing is"
-    if self.n_closed or name not in self.strides.calls: return None
+    if self.n_closed>self.n_phased or name not in self.strides.calls: return None
     i = self.n_calls[name]
-    self.n_calls[name] += 1
-    return self.record[name][i] if i<len(self.record[name]) else None
+    self.n_calls[name] += 1 # natively what runs by phases is open: a module may be called in it, and then outside
+    return self.record[name][i] if not self.n_closed and i<len(self.record[name]) else None
 
 @patch
 def _call(self:Trial, name, m, forward, args, kwargs):
     "What `forward` makes, or the error that it raises; and its frame"
     y,error,frame = None,None,_Frame(name)
     self.stack.append(frame)
+    is_phased = phases_of(m) is not None
     self.n_closed += is_closed(m)
+    self.n_phased += is_phased
     try: y = forward(*args, **kwargs)
     except Exception as e: error = e
     finally:
         self.n_closed -= is_closed(m)
+        self.n_phased -= is_phased
         self.stack.pop()
     return y,error,frame
 

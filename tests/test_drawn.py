@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent/'bench'))
 from drawn import apart, bugs, drawn, frames, made, outcome, reducing, same, told, tried
 
 few,many = range(10),range(10,110)
-once_silent = 20003,20127,20945,30552
+once_silent = 20003,20127,20945,30350,30552,40035,40232
 
 def count_forever():
     for _ in itertools.count(): pass

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from fastai.vision.models import xresnet
 from fastai_dilation.all import CannotDilate, get_output_stride, grid_error, output_strides, set_output_stride
 from fastai_dilation.layers import is_closed
+from fastai_dilation.strides import follow
 from util import Call, alive, between, close, said, stays_exact
 
 def test_a_lock_is_no_obstacle():
@@ -145,3 +146,12 @@ def test_a_phased_module_as_a_root_hides_what_is_inside_of_it():
     net = set_output_stride(xresnet.xse_resnet18(widen=.25), 8)
     name = next(n for n,m in net.named_modules() if is_closed(m) and len([*m.modules()])>3)
     assert get_output_stride(net.get_submodule(name))==1
+
+def test_what_timm_collects_in_hooks_is_followed_and_compared():
+    m = alive(timm.create_model('efficientnet_lite0', features_only=True, feature_location='expansion')).double()
+    strides,x = m.feature_info.reduction(),torch.randn(2,3,65,97).double()
+    assert [g.stride for g in follow(m).answers]==strides==[2,4,8,16,32]
+    with torch.no_grad():
+        native = m.eval()(x)
+        finer = set_output_stride(m,8)(x)
+    for y,t,S in zip(native,finer,strides): close(t[...,::max(1,S//8),::max(1,S//8)], y, 1e-12)

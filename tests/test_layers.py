@@ -143,3 +143,20 @@ def test_an_image_without_a_batch_is_pooled_as_in_one(pool):
     grid = GridPool(nn.AdaptiveAvgPool2d(1) if ndim==2 else nn.AdaptiveAvgPool1d(1))
     grid.spacing = 2
     assert grid(x).equal(grid(x[None])[0])
+
+class Scaled(nn.AdaptiveAvgPool2d):
+    "A pool of one's own: it calls the one that it is made of, and a method beside"
+    scale = 2.
+    def scaled(self, x): return super().forward(x)*self.scale
+    def forward(self, x): return self.scaled(x)
+
+def test_a_pool_that_calls_the_class_that_it_is_made_of_pools_over_the_grid():
+    pool = Scaled(1)
+    x = torch.randn(2, 3, 9, 14)
+    want = pool(x[...,::2,::2])
+    grid = GridPool(pool)
+    grid.spacing = 2
+    assert grid(x).equal(want)
+    grid.scale = 3. # what is set on it counts
+    close(grid(x), want*3/2, 1e-6)
+    assert torch.compile(grid, fullgraph=True, backend='aot_eager')(x).equal(grid(x))

@@ -3,6 +3,8 @@ import pytest, torch
 from torch import nn
 from torchvision.ops import DeformConv2d, deform_conv2d, roi_align
 from fastai_dilation.all import set_output_stride
+from fastai_dilation.strides import follow
+from fastai_dilation.trial import Natives
 from util import close, said
 
 class Deformed(nn.Module):
@@ -43,6 +45,29 @@ def histogram(x): return torch.stack([o*torch.histc(o.detach(), 8).max() for o i
 def test_a_function_that_refuses_nan_is_exact_by_phases(f):
     torch.manual_seed(0)
     net,x = nn.Sequential(*stem(), Function(f)).double(),torch.randn(2,3,37,50).double()
+    with torch.no_grad():
+        native = net(x)
+        assert said(set_output_stride, net, 1)==[]
+        close(net(x)[...,::4,::4], native, 1e-12)
+
+def gated(x): return x*x.exp().sum((2,3),keepdim=True).sigmoid()
+def test_a_sum_that_a_sigmoid_hides_on_all_but_the_smallest_images_is_seen():
+    "Behind a deformable conv, where no NaN may be"
+    torch.manual_seed(0)
+    net = nn.Sequential(*stem(), Deformed(False), Function(gated), nn.Conv2d(8,8,3,1,1)).double()
+    x = torch.randn(2,3,3,4).double()
+    with torch.no_grad():
+        native = net(x)
+        assert said(set_output_stride, net, 1)==[]
+        close(net(x)[...,::4,::4], native, 1e-12)
+
+def normed(x): return x/(1+x.std((2,3),keepdim=True))
+def test_a_foreign_operation_is_never_given_nan():
+    "On an image so small that there is no standard deviation natively"
+    torch.manual_seed(0)
+    net = nn.Sequential(*stem(), Function(normed), Deformed(False), nn.Conv2d(8,8,3,1,1)).double()
+    strides,tiny,x = follow(net),torch.randn(1,3,4,4).double(),torch.randn(2,3,13,18).double()
+    with pytest.raises(FloatingPointError, match='deform_conv2d is given NaN'): Natives(net, strides, [tiny])
     with torch.no_grad():
         native = net(x)
         assert said(set_output_stride, net, 1)==[]

@@ -446,3 +446,27 @@ def test_a_network_without_values_is_warned_of_as_one_with_them():
     assert said(set_output_stride, net, 1)==[]
     with torch.device('meta'): net = AnswersInAnObject()
     assert len(said(set_output_stride, net, 1))==1
+
+class Ending(nn.Module):
+    "Can run by phases as a whole alone; in training a head reads the map of module `at`, too"
+    def __init__(self, at):
+        super().__init__()
+        self.at,self.head = at,nn.Conv2d(8,2,1)
+        self.a,self.b = nn.Conv2d(3,8,3,2,1),nn.Conv2d(8,8,3,2,1)
+    def forward(self, x):
+        maps = dict(a=self.a(x))
+        maps['b'] = self.b(maps['a'])
+        y = maps['b']-maps['b'].mean((2,3),keepdim=True)
+        return (y,self.head(maps[self.at])) if self.training else y
+
+@pytest.mark.parametrize('at,words', [('a',['in training it calls `head` too']), ('b',[])])
+def test_a_head_in_training_is_tried_where_the_whole_runs_by_phases(at, words):
+    "Its map may be of another stride than the answer, and phases merge all alike"
+    net = Ending(at).double()
+    x = torch.randn(2,3,21,30).double()
+    with torch.no_grad(): native,of_head = net.eval()(x),net.train()(x)[1]
+    found = said(set_output_stride, net, 1)
+    assert len(found)==len(words) and all(w in f for w,f in zip(words,found))
+    with torch.no_grad():
+        close(net.eval()(x)[...,::4,::4], native, 1e-12)
+        if not words: close(net.train()(x)[1][...,::4,::4], of_head, 1e-12)
