@@ -220,23 +220,35 @@ def peak():
     "Gigabytes that this process has taken at most"
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
 
+draws = 3 # of random weights, where the first may be to blame that nothing moves
+
+def ask_draws(make, form, row, tell):
+    "Tell what becomes of what `make` makes, with other weights if the first are to blame; why it cannot be made, or is refused"
+    for seed in range(draws):
+        row.clear()
+        torch.manual_seed(seed)
+        try: m = alive(make())
+        except Exception as e: return 'not run',crash(e)
+        tell(form=form)
+        try: return ask_form(m, tell)
+        except CannotDilate as e: why = str(e)
+        if 'Random weights' not in why: break
+    return 'no map' if 'makes no map' in why else 'refused',clause(why)
+
 def ask(net, row, tell):
     "Tell what becomes of the network in the first of its `forms` that is not refused; `row` is what was told"
     refused = None
     for form,make in forms(*net).items():
-        row.clear()
-        try: m = alive(make())
-        except Exception as e:
-            if refused: break # there is no such form
-            return tell(verdict='not run', why=crash(e))
-        tell(form=form)
-        try: return ask_form(m, tell)
-        except CannotDilate as e: refused = {**row},str(e)
-    told,why = refused
+        found = ask_draws(make, form, row, tell)
+        if found is None: return
+        verdict,why = found
+        if verdict=='not run' and refused: break # there is no such form
+        if verdict=='not run': return tell(verdict=verdict, why=why)
+        refused = {**row} | dict(verdict=verdict, why=why)
     # the library takes any error for a size of image on which a network does not run
     if peak()>.8*gigabytes: raise MemoryError
-    what = 'no map' if 'makes no map' in why else 'refused'
-    tell(**told | dict(verdict=what, why=clause(why)))
+    row.clear()
+    tell(**refused)
 
 # Each network in a process of its own: one that dies has a line, too
 
