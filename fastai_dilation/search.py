@@ -22,10 +22,11 @@ import inspect,itertools,math
 from collections import Counter,defaultdict,deque,namedtuple
 from contextlib import contextmanager
 from functools import lru_cache,partial
-from operator import floordiv,sub
+from operator import floordiv,mul,sub
 import torch
 from fastcore.basics import patch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from .layers import *
 from .strides import *
 from .phases import *
@@ -212,10 +213,15 @@ def _few_positions(small, large, strides, Ts):
 # %% ../nbs/04_search.ipynb #lrg04
 def _window_sides(S, ndim):
     "Sides of pairs of images for networks that cut their maps into windows, or that want multiples of their stride"
-    def sides(k, short): return tuple(k*s if axis==short else 2*k*s for axis,s in enumerate(as_tuple(S,ndim)))
-    # windows of 4, 7 and 8 positions are usual; a network of volumes may have room for 2 alone
-    pairs = [(sides(k,0),sides(k,ndim-1)) for k in (4,7,8,2)]
-    return [o for o in pairs if math.prod(o[0])<=_most_pixels or o is pairs[-1]]
+    def sides(first, last):
+        "Of an image of so many positions of the coarsest map, on the first axes and on the last one"
+        return tuple(map(mul, [first]*(ndim-1)+[last], as_tuple(S,ndim)))
+
+    # windows of 4, 7 and 8 positions are usual; most trials take the first image, so that is a small one
+    pairs = [(sides(k,k),sides(2*k,k)) for k in (4,7,8)]
+    # a network of volumes may have room for 2 alone
+    least = sides(2,4),sides(4,2)
+    return [o for o in pairs if math.prod(o[1])<=_most_pixels]+[least]
 
 # %% ../nbs/04_search.ipynb #8618c864
 Case = namedtuple('Case', [
@@ -328,11 +334,33 @@ def _is_noisy(m):
     name = type(m).__name__
     return hasattr(m,'running_mean') or 'Drop' in name or 'StochasticDepth' in name
 
-def _names_of_calls(net, strides, training):
+# %% ../nbs/04_search.ipynb #doe04
+class _Ops(TorchDispatchMode):
+    "Counts operations"
+    def __init__(self):
+        super().__init__()
+        self.n = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n[func] += 1
+        return func(*args, **(kwargs or {}))
+
+def _does(net, training, xs, meta):
+    "Names of modules that `net` calls, and its operations, with modules in `training`"
+    with _Ops() as ops: called = shapes_of(net, xs, meta, training).calls.keys()
+    return called,ops.n
+
+# %% ../nbs/04_search.ipynb #flw04
+def _does_more(net, strides, asking, xs):
+    "Names of modules that `net` calls in training alone; and does it do anything that it does not do otherwise?"
     # a second head may refuse the images that we try
-    large = [16*S for S in as_tuple(strides.output, strides.sample.ndim)]
-    try: return shapes_of(net, strides.sample.resized(large,'meta'), True, training).calls.keys()
-    except Exception: return shapes_of(net, strides.sample.xs, False, training).calls.keys() # not on the meta device
+    large = strides.sample.resized([16*S for S in as_tuple(strides.output, strides.sample.ndim)], 'meta')
+    def compared(xs, meta):
+        (called,ops),(otherwise,of_both) = [_does(net,o,xs,meta) for o in (asking,())]
+        return [n for n in called if n not in otherwise],bool(ops-of_both)
+
+    try: return compared(large, True)
+    except Exception: return compared(xs, False) # not on the meta device
 
 InTraining = namedtuple('InTraining', [
     'strides', # `Strides` of a network in training
@@ -340,16 +368,17 @@ InTraining = namedtuple('InTraining', [
     'heads',   # and of those that it calls in training alone, without what is inside of them
 ])
 
-def _follow_in_training(net, strides, x):
-    "What there is to know of `net` in training, if it calls more modules then"
+def _follow_in_training(net, strides, x, xs):
+    "`InTraining`, if `net` does more then, and sentences if nobody knows; otherwise it runs on `xs`"
     asking = {n for n,m in net.named_modules() if _asks_for_training(type(m)) and not _is_noisy(m)}
-    if not asking: return None
-    try: called = _names_of_calls(net, strides, asking)
-    except Exception: return None # it is not known to run in training
-    closed = closed_inside(net)
-    more = [n for n in called if n not in strides.calls and n not in closed]
-    if not more: return None
-    return InTraining(follow(net,x,asking), asking, outermost(more))
+    if not asking: return None,[]
+    try:
+        called,does_more = _does_more(net, strides, asking, xs)
+        if not does_more: return None,[]
+        closed = closed_inside(net)
+        heads = outermost([n for n in called if n not in closed])
+        return InTraining(follow(net,x,asking), asking, heads),[]
+    except Exception as e: return None,[f'in training it was not tried, since it does not run ({first_line(e)})']
 
 # %% ../nbs/04_search.ipynb #fnd04
 _most_trials = 60 # each finds more, or is one of the last few in which nothing is found
@@ -364,7 +393,10 @@ Found = namedtuple('Found', [
 
 def _find_phased(net, T, plan, cases, decoder):
     "Change `net`, and find out by trials which of its modules have to run by phases, and which are lost"
-    first,edges = cases[0],_Edges(T, plan)
+    first = cases[0]
+    # a head that is called in training alone has edges there alone
+    modes = {frozenset(o.natives.training):o.natives for o in reversed(cases)}
+    edges_by_mode = [_Edges(T, plan, o) for o in reversed(modes.values())]
     search = Search(net, first.natives.strides, plan)
     phased,lost,misfit = {},{},None
     def change_all(): apply_plan(restored(net), plan, phased, decoder)
@@ -385,21 +417,21 @@ def _find_phased(net, T, plan, cases, decoder):
             clean = []
             continue
         clean.append(waiting.popleft())
-        edges.note(case.natives, trial)
+        for o in edges_by_mode: o.note(case.natives, trial)
         if waiting: continue
-        more = _one_more_case(net, edges, first)
-        if more is None: return Found(phased, lost, misfit)
-        waiting.append(more)
+        waiting.extend(o for edges in edges_by_mode for o in _one_more_case(net, edges, first.fill))
+        if not waiting: return Found(phased, lost, misfit)
     return Found(phased, lost or {'':None}, misfit) # something was still found
 
-def _one_more_case(net, edges, like):
-    "A `Case` with an image that shows more of the `edges`, if there is one that the native `net` runs on"
-    first = like.natives
+def _one_more_case(net, edges, fill):
+    "A `Case` with an image that shows more of the `edges`, or none if the native `net` runs on no such image"
+    first = edges.first
     while sides := edges.more_sides():
         with Snapshot(net):
             try: natives = Natives(restored(net), first.strides, first.strides.sample.resized(sides), first.training)
             except Exception: continue
-        return Case(natives, like.fill)
+        return [Case(natives, fill)]
+    return []
 
 # %% ../nbs/04_search.ipynb #edg04
 def _end(n, f):
@@ -443,10 +475,10 @@ _Place = namedtuple('_Place', [
 ])
 
 class _Edges:
-    "Which kinds of far edge the maps of a changed network were seen with"
-    def __init__(self, T, plan):
+    "Which kinds of far edge the maps of a changed network were seen with, in one mode"
+    def __init__(self, T, plan, first):
         self.T,self.plan = T,plan
-        self.first = None            # `Natives` of the first image
+        self.first = first           # `Natives` of the first image in that mode
         self.at_first = {}           # by `_Place`: the edge on that image
         self.seen = defaultdict(set) # and its kinds on all images
         self.n_asked = Counter()     # by place and kind: how many images were made to see it
@@ -463,8 +495,6 @@ class _Edges:
             self.at_first.setdefault(place, edge)
 
     def note(self, natives, trial):
-        self.first = self.first or natives
-        # further images are made in one mode
         if natives.training!=self.first.training: return
         # on the smallest image hardly anything lies at an edge
         if math.prod(natives.sides)<math.prod(self.first.sides): return
@@ -642,13 +672,16 @@ def _by_weights_that_count(net, find, make_images, fills):
 # %% ../nbs/04_search.ipynb #try04
 def try_out(net, strides, T, x=None, decoder=DecoderPlan()):
     "Trade strides of `net`, and run by phases what has to; returns what was `Found`"
-    in_training = _follow_in_training(net, strides, x)
+    def evaluate(): return _natives_of_first(net, strides, T, x)
+    evaluated = evaluate()
+    in_training,unknown = _follow_in_training(net, strides, x, evaluated[0].xs)
+    def train(): return _natives_in_training(net, in_training, T, x)
     plan = make_plan(strides, T)
     if in_training: plan = {**make_plan(in_training.strides,T), **plan}
-    def make_images(): return [_natives_of_first(net,strides,T,x), _natives_in_training(net,in_training,T,x)]
+    images = evaluated,trained = evaluated,train()
+    def make_images(): return [evaluate(),train()]
     # numbers move a sum over few positions more than one over many, which a sigmoid behind it may hide
     def make_more(): return [*make_images(), _Images(net,strides,T).smallest()]
-    images = evaluated,trained = make_images()
     def find(images, fills):
         cases = [o for natives in images for o in _cases(natives,fills)]
         return _find_phased(net, T, plan, cases, decoder)
@@ -658,7 +691,7 @@ def try_out(net, strides, T, x=None, decoder=DecoderPlan()):
     def change_all(phased): apply_plan(restored(net), plan, phased, decoder)
     is_foreign = any(o.foreign for o in evaluated+trained)
     found = _find_by_any_fill(strides, by_nan, by_numbers, change_all, may_have_nan=not is_foreign)
-    untried = _heads_in_words(in_training, T, were_tried=bool(trained)) if in_training else []
+    untried = unknown+(_heads_in_words(in_training, T, were_tried=bool(trained)) if in_training else [])
     untried += _hooks_in_words(net, _of_both(strides,in_training), T, found.phased)
     # what is compared in training need not be in evaluation
     untried += _foreign_in_words(strides, evaluated)
@@ -674,7 +707,8 @@ def _makes_finer_maps(strides, T):
 
 def _wrong_in_training(in_training):
     names = ' and '.join(f'`{n}`' for n in in_training.heads)
-    return f'in training it calls {names} too: what all of it makes then, by phases, is not right or was not tried'
+    does = f'calls {names} too' if names else 'does more'
+    return f'in training it {does}: what all of it makes then, by phases, is not right or was not tried'
 
 def try_whole(net, strides, T, x=None):
     "Run all of `net` by phases; returns what was `Found`, or `None` if it cannot"
@@ -683,7 +717,7 @@ def try_whole(net, strides, T, x=None):
     call = evaluated[0].record[''][0]
     p = how_by_phases('', net, call, strides, T) if call else None
     if p is None: return None
-    in_training = _follow_in_training(net, strides, x)
+    in_training,unknown = _follow_in_training(net, strides, x, evaluated[0].xs)
     trained = _natives_in_training(net, in_training, T, x)
     apply_plan(net, {}, {'':p})
     def is_right(natives):
@@ -691,7 +725,7 @@ def try_whole(net, strides, T, x=None):
         return not trial.lost and not trial.mended
 
     if not all(map(is_right,evaluated)): return None
-    untried = _hooks_in_words(net, _of_both(strides,in_training), T, {'':p})
+    untried = unknown+_hooks_in_words(net, _of_both(strides,in_training), T, {'':p})
     is_right_in_training = trained and all(map(is_right,trained))
     if in_training and not is_right_in_training: untried.append(_wrong_in_training(in_training))
     return Found({'':p}, {}, None, untried)

@@ -199,6 +199,19 @@ class _Resizes(TorchFunctionMode):
         forward = func if resizes_of(m) is None else partial(m.resize, i)
         return self.watch(name, i, forward, *args, **kwargs)
 
+# %% ../nbs/01_strides.ipynb #std01
+_dropouts = {n for n in (*vars(F),*dir(torch)) if 'dropout' in n and not n.startswith(('_','native'))}
+_draws = 'rand','rand_like','randn','randn_like','normal','normal_','uniform_','bernoulli','bernoulli_','exponential_'
+
+class _Steady(TorchFunctionMode):
+    "Inside, nothing is dropped, and what is drawn is one half"
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name,kwargs = getattr(func,'__name__',''),kwargs or {}
+        if name in _dropouts: return args[0] if args else kwargs['input']
+        if 'dropout_p' in kwargs: kwargs = {**kwargs, 'dropout_p':0.} # of an attention
+        y = func(*args, **kwargs)
+        return y.fill_(.5) if name in _draws and y.is_floating_point() else y
+
 # %% ../nbs/01_strides.ipynb #b47bb5cx
 _own_hooks = {k for k in vars(nn.Module()) if k.endswith('_hooks')}
 
@@ -227,7 +240,7 @@ def watched(net, watch, meta=False, training=(), watch_resize=None):
             _set_mode(m, name in training)
             _replace_tensors(m, stand_in)
             vars(m)['forward'] = seen(name, m)
-        with resizes or nullcontext(): yield
+        with resizes or nullcontext(), _Steady() if training else nullcontext(): yield
 
 # %% ../nbs/01_strides.ipynb #ten01a
 def _attributes(o):

@@ -235,8 +235,7 @@ def test_taps_far_away_along_both_axes_at_once():
 def asked(S, T, *edges, later=()):
     "The pixels that further images have more, on one axis, for `edges` of maps; `later` images show these kinds"
     first = SimpleNamespace(sides=(100,), training=(), strides=SimpleNamespace(output=S, sides=None))
-    o = _Edges(T, {})
-    o.first,later = first,iter(later)
+    o,later = _Edges(T, {}, first),iter(later)
     for i,(kinds_of,edge) in enumerate(edges):
         o.at_first[_Place(str(i),0,kinds_of)] = edge
         o.seen[_Place(str(i),0,kinds_of)] = kinds_of(edge.positions, edge.of)
