@@ -281,10 +281,12 @@ def explain(
     net = network_of(model)
     strides = native_strides(net, x)
     T = _in_numbers(net, output_stride, strides, x)
+    is_there = T==get_output_stride(net, x)
     with Snapshot(net):
-        layers = {n:_layer_name(m) for n,m in restored(net).named_modules()}
-        set_output_stride(net, T, x)
+        # as it runs now, which a hook that came later does not change
+        if not is_there: set_output_stride(net, T, x)
         phased,places = phases_in(net),_at_native_positions(net)
+        layers = {n:_layer_name(m) for n,m in restored(net).named_modules()}
     plan = make_plan(strides, T)
     def pixels(strides): return ', '.join(map(in_words,strides))
     def row(name):

@@ -21,7 +21,7 @@ from fastai.vision.all import *
 from collections import OrderedDict
 from fastai.vision.learner import TimmBody,_add_norm,_default_meta,_timm_norm,model_meta
 from .layers import GridPool,as_tuple,by_axis,ceil_div
-from .strides import follow,is_finer,is_map,tensors
+from .strides import follow,is_finer,is_map,similar,tensors
 from .phases import is_sequential
 from .output_stride import *
 from .pixels import *
@@ -71,8 +71,10 @@ def _body(arch, pretrained, weights, cut, n_in, **kwargs):
     "The body of `arch`; timm gets `kwargs`"
     if isinstance(arch,str): return timm_body(arch, cut, pretrained, weights, n_in, **kwargs)
     if kwargs:
-        raise TypeError(f'{[*kwargs]} are not known: '
-            'further keywords are for timm networks, given by name')
+        known = inspect.signature(deeplab_learner).parameters
+        meant = ''.join(similar(o,known) for o in kwargs)
+        raise TypeError(f'{[*kwargs]} are not known{meant or ":"} '
+            'Further keywords are for timm networks, given by name')
     headless = dict(custom_head=nn.Identity(), init=None)
     try: return create_vision_model(arch, 1, pretrained, weights, cut, n_in=n_in, **headless)[0]
     except StopIteration:

@@ -126,7 +126,8 @@ def _refuse_other_strides(net, T, strides):
     words = f'`output_stride` of this {type(net).__name__} can be {can_be}, not {T!r}'
     if not are_numbers: raise TypeError(words)
     n = max(strides.possible)
-    if max(as_tuple(T))>n:
+    # 8 or 16 is what others build networks at
+    if 8<=n<max(as_tuple(T))<=32:
         words += f'. It was built at {n}; if with dilation (timm: `output_stride=8`; torchvision: '\
             '`replace_stride_with_dilation`; segmentation_models: `encoder_output_stride`), build it without'
     raise CannotDilate(None, words)
@@ -409,7 +410,8 @@ def _refuse_decoders(net, strides, T, phased, lost):
         if makes_larger and not knows_spacing(net.get_submodule(name)) and not is_inside(name, phased):
             raise CannotDilate(name, 'it makes maps larger: '
                 f'a decoder is built for the sizes of its encoder. {_what_to_change(net,name,T)}. '
-                'A network that keeps a fine map beside the coarse ones (HRNet) has that one to take')
+                'A network that keeps a fine map beside the coarse ones (HRNet) has that one to take; '
+                'or its last map alone, of timm by `features_only=True, out_indices=[-1]`')
 
 def _refuse_hidden_strides(net, strides, misfit):
     if not misfit or not strides.reads(misfit): return

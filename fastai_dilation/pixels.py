@@ -26,7 +26,7 @@ def to_pixels(
     x,             # a map, channels first, with or without a batch; with as many spatial dims as `size` has
     size,          # sides of the image, in pixels; one number for a square
     output_stride, # pixels of the image for one value of `x`, a number or one for each side
-    offset=None,   # pixel of the first value; by default `(output_stride-1)/2`, as `F.interpolate` has it
+    offset=None,   # pixel of the first value: `(S-1)/2` of a map whose native stride is `S`; by default `S` is `output_stride`
 ):
     "Interpolate `x` linearly to an image of `size`, with value `i` at pixel `output_stride*i + offset`"
     size = as_tuple(size, max(2, x.ndim-2))

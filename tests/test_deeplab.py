@@ -186,7 +186,7 @@ def test_timms_keywords(dls, tmp_path):
     assert (learn.path,learn.wd)==(tmp_path,.1)
     for m in (learn.model, create_deeplab_model('resnet18d', 2, **kw)):
         assert all(v.equal(theirs.state_dict()[k]) for k,v in m[0].model.state_dict().items())
-    with pytest.raises(TypeError, match='ouput_stride.*are not known'): deeplab_learner(dls, small, pretrained=False, ouput_stride=8)
+    with pytest.raises(TypeError, match='ouput_stride.*are not known: did you mean output_stride'): deeplab_learner(dls, small, pretrained=False, ouput_stride=8)
 
 @pytest.mark.parametrize('kw,words', [({},'have to be masks.*not a TensorCategory.*`MaskBlock`.*take `vision_learner`$'),
     (dict(n_in=4),'images have 3 channels.*made for 4: pass `n_in=3`$')], ids=['no_masks','channels'])

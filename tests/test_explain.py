@@ -36,6 +36,14 @@ def test_it_is_what_happens(name, T):
         if isinstance(m,nn.modules.conv._ConvNd): assert largest(m.stride)==(int(traded[2]) if traded else native[n][0])
     assert any(str(o.becomes)!='as it is' for o in layers)
 
+def test_of_a_changed_network_it_says_how_it_runs_now():
+    "Also with a hook that came later, with which a change would be another one; the table names no hook"
+    net = set_output_stride(timm.create_model('tf_mobilenetv3_small_075'), 8)
+    says = repr(explain(net, 8))
+    inside = next(o.name for o in explain(net,8) if 'with `' in str(o.becomes))
+    net.get_submodule(inside).register_forward_hook(lambda m,args,y: None)
+    assert repr(explain(net,8))==says
+
 def test_the_native_stride_changes_nothing(): assert {str(o.becomes) for o in explain(small(), 32)}=={'as it is'}
 
 def test_the_table_prints_in_columns_and_as_html():
