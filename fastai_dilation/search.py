@@ -351,16 +351,18 @@ def _does(net, training, xs, meta):
     return called,ops.n
 
 # %% ../nbs/04_search.ipynb #flw04
-def _does_more(net, strides, asking, xs):
+def _does_more(net, strides, asking, natives):
     "Names of modules that `net` calls in training alone; and does it do anything that it does not do otherwise?"
-    # a second head may refuse the images that we try
-    large = strides.sample.resized([16*S for S in as_tuple(strides.output, strides.sample.ndim)], 'meta')
     def compared(xs, meta):
         (called,ops),(otherwise,of_both) = [_does(net,o,xs,meta) for o in (asking,())]
         return [n for n in called if n not in otherwise],bool(ops-of_both)
 
-    try: return compared(large, True)
-    except Exception: return compared(xs, False) # not on the meta device
+    # a second head may refuse a small image, and windows a large one
+    large = [16*S for S in as_tuple(strides.output, strides.sample.ndim)]
+    for sides in (large,natives.sides):
+        try: return compared(strides.sample.resized(sides,'meta'), True)
+        except Exception: pass
+    return compared(natives.xs, False)
 
 InTraining = namedtuple('InTraining', [
     'strides', # `Strides` of a network in training
@@ -368,12 +370,12 @@ InTraining = namedtuple('InTraining', [
     'heads',   # and of those that it calls in training alone, without what is inside of them
 ])
 
-def _follow_in_training(net, strides, x, xs):
-    "`InTraining`, if `net` does more then, and sentences if nobody knows; otherwise it runs on `xs`"
+def _follow_in_training(net, strides, x, natives):
+    "`InTraining`, if `net` does more then, and sentences if nobody knows; `natives` are of an image that it runs on"
     asking = {n for n,m in net.named_modules() if _asks_for_training(type(m)) and not _is_noisy(m)}
     if not asking: return None,[]
     try:
-        called,does_more = _does_more(net, strides, asking, xs)
+        called,does_more = _does_more(net, strides, asking, natives)
         if not does_more: return None,[]
         closed = closed_inside(net)
         heads = outermost([n for n in called if n not in closed])
@@ -674,7 +676,7 @@ def try_out(net, strides, T, x=None, decoder=DecoderPlan()):
     "Trade strides of `net`, and run by phases what has to; returns what was `Found`"
     def evaluate(): return _natives_of_first(net, strides, T, x)
     evaluated = evaluate()
-    in_training,unknown = _follow_in_training(net, strides, x, evaluated[0].xs)
+    in_training,unknown = _follow_in_training(net, strides, x, evaluated[0])
     def train(): return _natives_in_training(net, in_training, T, x)
     plan = make_plan(strides, T)
     if in_training: plan = {**make_plan(in_training.strides,T), **plan}
@@ -717,7 +719,7 @@ def try_whole(net, strides, T, x=None):
     call = evaluated[0].record[''][0]
     p = how_by_phases('', net, call, strides, T) if call else None
     if p is None: return None
-    in_training,unknown = _follow_in_training(net, strides, x, evaluated[0].xs)
+    in_training,unknown = _follow_in_training(net, strides, x, evaluated[0])
     trained = _natives_in_training(net, in_training, T, x)
     apply_plan(net, {}, {'':p})
     def is_right(natives):
