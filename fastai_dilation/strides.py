@@ -763,7 +763,9 @@ def _first_that_runs(net, x, training):
 def follow(net, x=None, training=()):
     "Find the `Strides` of `net`, which stays as it is, with modules in `training`; `x` is a sample of its input"
     res = _first_that_runs(net, x, training)
-    if res.own and not any(res.reads(n) for n in res.own):
+    # layers may see patches alone, of which the network makes a map in the end
+    sees_maps = any(res.reads(n) for n in res.own) or any(map(is_map,res.answers))
+    if res.own and not sees_maps:
         raise CannotDilate(None, f'In {type(net).__name__} no layer reads a map that grows with the image: '
             'does it resize its input? '
             "Then change the module that reads what is resized, such as a detector's `backbone` "

@@ -1,6 +1,7 @@
 "What a network does in training alone is tried there, without what it drops and draws; or a warning says that it was not"
 import copy, pytest, torch, torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint_sequential
 from fastai_dilation.all import *
 from util import said
 
@@ -67,3 +68,28 @@ def test_a_network_that_does_not_run_in_training_is_warned_of():
     def loss(m, x, y): raise ValueError('no targets')
     words, = said(set_output_stride, Trained(loss), 2)
     assert 'in training it was not tried, since it does not run (no targets)' in words
+
+class Chain(nn.Sequential):
+    "A stage in its own words"
+    def forward(self, x):
+        for o in self: x = o(x)
+        return x
+
+class Gate(nn.Module):
+    def forward(self, x): return x*x.mean((2,3),keepdim=True).sigmoid()
+
+class Checkpointed(nn.Module):
+    "In training it calls the blocks of its stage by itself, in two parts"
+    def __init__(self):
+        super().__init__()
+        self.stem,self.stage = nn.Conv2d(3,8,3,4,1),Chain(Gate(), nn.GroupNorm(2,8))
+    def forward(self, x):
+        x = self.stem(x)
+        return checkpoint_sequential([*self.stage], 2, x, use_reentrant=False) if self.training else self.stage(x)
+
+def test_what_calls_the_insides_of_a_module_in_training_sees_whole_maps():
+    "So the module does not run by phases as one, though that would be cheaper"
+    native = Checkpointed().double()
+    m,x = copy.deepcopy(native),torch.randn(2,3,37,50).double()
+    assert said(set_output_stride, m, 2)==[]
+    for mode in (True,False): assert (m.train(mode)(x)[...,::2,::2]-native.train(mode)(x)).abs().max()<1e-12
