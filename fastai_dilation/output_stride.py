@@ -133,7 +133,9 @@ def _refuse_other_strides(net, T, strides):
     raise CannotDilate(None, words)
 
 # %% ../nbs/05_output_stride.ipynb #ans04
-def _names_of_changed(net): return {n for n,m in net.named_modules() if is_changed(m)}
+def _names_of_changed(net):
+    "Names of the modules that were changed, and of all that is inside of one that runs by phases"
+    return {n for n,m in net.named_modules() if is_changed(m)} | closed_inside(net)
 
 def _late_layers(now, native, changed):
     "Names of layers that were added to a network when it was `changed` already"
@@ -252,8 +254,8 @@ def _change_restored(net, strides, T, x):
     return found
 
 # %% ../nbs/05_output_stride.ipynb #change04
-def _is_all_at_one_stride(net, now, x):
-    "Is nothing left to do for `net` at the stride of its coarsest map? What was added since it was changed may have to"
+def _stays_as_it_is(net, now, x):
+    "Is nothing to be done for `net` at the stride that its coarsest map has? What was added to a changed one may have to change"
     changed = _names_of_changed(net)
     # a head that was made for the finer map stays as it is
     return not changed or bool(_late_layers(now, native_strides(net,x), changed))
@@ -264,7 +266,7 @@ def _change(net, output_stride, x):
     now = follow(encoder, x)
     T = in_numbers(output_stride, now.output, now.sample.ndim)
     has_it = _are_whole_numbers(T) and by_axis(int,T)==now.output and not _is_refuted(now)
-    if has_it and (encoder is not net or _is_all_at_one_stride(net,now,x)): return _nothing_to_do,now.output
+    if has_it and (encoder is not net or _stays_as_it_is(net,now,x)): return _nothing_to_do,now.output
     if encoder is not net:
         raise CannotDilate(None, 'The decoder of a U-Net is built for the sizes of its encoder. '
             f'Build the net anew with {output_stride=}')

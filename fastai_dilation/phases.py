@@ -197,7 +197,9 @@ def _may_be_of_images(o): return isinstance(o,torch.Tensor) and not isinstance(o
 
 def _map_to_split(args, p):
     "Of the tensors in `args` the map whose phases `p` are; another may have sides of 1"
-    maps = [o for o in tree_leaves(args) if _may_be_of_images(o) and o.ndim>max(p.dims)]
+    maps = [o for o in tree_leaves(args) if isinstance(o,torch.Tensor) and o.ndim>max(p.dims)]
+    # an image that is optimised is a parameter, too
+    maps = [o for o in maps if _may_be_of_images(o)] or maps
     if not maps:
         raise ValueError('Run by phases, this module reads a map with sides at the axes '
             f'{p.dims}, and was given none')
@@ -229,7 +231,7 @@ def _split_all(args, x, p, split=split, n_phases=None):
     "`args` with maps like `x` split, and with what there is once for each image repeated"
     n_phases = n_phases or p.n_all
     def split_one(o):
-        if not _may_be_of_images(o) or o.ndim==0: return o
+        if o is not x and not _may_be_of_images(o) or getattr(o,'ndim',0)==0: return o
         if o.ndim==x.ndim and p.sides(o)==p.sides(x):
             is_for_all_images = o.shape[0]==1<x.shape[0] # positions, say
             return split(o.expand(x.shape[0], *o.shape[1:]) if is_for_all_images else o, p)

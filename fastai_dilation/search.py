@@ -14,8 +14,8 @@ The search changes the network as it goes, and leaves it changed. [`set_output_s
 
 # %% auto #0
 __all__ = ['DecoderPlan', 'Case', 'InTraining', 'Found', 'make_plan', 'restored', 'apply_plan', 'entered', 'Search', 'has_hooks',
-           'hooked', 'outermost_only', 'may_hide', 'weights_that_count', 'hides_numbers', 'try_out', 'try_whole',
-           'global_pools', 'try_resizing']
+           'hooked', 'outermost_only', 'may_hide', 'hides_some', 'weights_that_count', 'hides_numbers', 'try_out',
+           'try_whole', 'global_pools', 'try_resizing']
 
 # %% ../nbs/04_search.ipynb #c6d28f94
 import inspect,itertools,math
@@ -617,31 +617,50 @@ def _heads_in_words(in_training, T, were_tried):
     return [words] if untold else []
 
 # %% ../nbs/04_search.ipynb #wtc04
+def _has_numbers(p):
+    is_plain = not nn.parameter.is_lazy(p) and p.layout==torch.strided and not p.is_meta
+    return is_plain and p.is_floating_point() and p.element_size()>1 and p.numel()>0 # float8 has no statistics
+
+@torch.no_grad()
 def may_hide(p):
     "May the weights `p` hide what they are multiplied with? (Gains, layer scales, convs that begin with 0; also biases)"
-    has_values = p.is_floating_point() and p.numel() and not p.is_meta
-    if not has_values: return False
+    if not _has_numbers(p): return False
     if p.ndim>1 and p.numel()>1: return bool(p.std()<1e-6)
     return p.numel()==1 or bool(p.abs().max()<.2)
 
+@torch.no_grad()
+def hides_some(p):
+    "Are some of the weights `p` 0, so that they hide an input channel? (A channel of coordinates that was added, say)"
+    if not _has_numbers(p) or p.numel()<2: return False
+    other_dims = [i for i in range(p.ndim) if i!=1]
+    return bool((p if p.ndim<2 else p.abs().amax(other_dims)).eq(0).any())
+
+# %% ../nbs/04_search.ipynb #wtc04b
 @contextmanager
 def weights_that_count(net):
     "Inside, the weights of `net` that may hide something are random ones from .5 to 1.5"
-    own = {p:p.data for p in net.parameters() if may_hide(p.detach())}
+    own = {p:p.data for p in net.parameters() if may_hide(p) or hides_some(p)}
     g = torch.Generator('cpu').manual_seed(0)
+    def new(w):
+        drawn = (torch.rand(w.shape,generator=g,device='cpu')+.5).to(w)
+        return drawn if may_hide(w) else torch.where(w==0, drawn, w)
+
     try:
-        for p,w in own.items(): p.data = (torch.rand(w.shape,generator=g,device='cpu')+.5).to(w)
+        for p,w in own.items(): p.data = new(w)
         yield bool(own)
     finally:
         for p,w in own.items(): p.data = w
 
 # %% ../nbs/04_search.ipynb #hid04b
-_norms = nn.modules.batchnorm._NormBase,nn.LayerNorm,nn.GroupNorm
+def _may_scale(m):
+    "Weights of `m` itself by which something may be multiplied, or that may be shown somewhere: all but biases beside them"
+    own = {n:p for n,p in m._parameters.items() if p is not None}
+    def is_bias(n, p): return n=='bias' and 'weight' in own and p.ndim==1
+    return [p for n,p in own.items() if not nn.parameter.is_lazy(p) and not is_bias(n,p)]
 
 def hides_numbers(net):
-    "Has `net` a weight, of a module of its own or of a conv, that may hide numbers that are made by the size of a map?"
-    def own(m): return [] if isinstance(m,_norms) else [p for n,p in m._parameters.items() if p is not None and n!='bias']
-    return any(may_hide(p.detach()) for m in net.modules() for p in own(m))
+    "Has `net` a weight that may hide numbers that are made by the size of a map?"
+    return any(may_hide(p) or hides_some(p) for m in net.modules() for p in _may_scale(m))
 
 # %% ../nbs/04_search.ipynb #8ee24f09
 def _hides_lists(strides, phased):

@@ -62,6 +62,7 @@ def is_finer(S, T):
 
 # %% ../nbs/01_strides.ipynb #hld01a
 _containers = dict,list,set,deque
+_most_items = 1000 # what has more is a vocabulary, say, of which each item stays as it is
 
 @lru_cache(None)
 def _has_plain_attributes(cls): return issubclass(cls,SimpleNamespace) or dataclasses.is_dataclass(cls)
@@ -78,7 +79,7 @@ def _held(values):
         if id(o) in seen: continue
         seen.add(id(o))
         if isinstance(o,_containers): yield o
-        todo += holding(o.values() if isinstance(o,dict) else o)
+        if len(o)<=_most_items: todo += holding(o.values() if isinstance(o,dict) else o)
 
 # %% ../nbs/01_strides.ipynb #db4a6cbc
 def _caches(classes):
@@ -88,19 +89,29 @@ def _caches(classes):
 
 def _items(o): return dict(o) if isinstance(o,dict) else set(o) if isinstance(o,set) else list(o)
 
+def _holds(o, items):
+    "Does `o` hold these very `items`, as they are in order?"
+    if isinstance(o,set): return o==items
+    if len(o)!=len(items): return False
+    pairs = zip([*o,*o.values()],[*items,*items.values()]) if isinstance(o,dict) else zip(o,items)
+    return all(a is b for a,b in pairs)
+
+# %% ../nbs/01_strides.ipynb #snp01
 class Snapshot:
     "What each module of `net` has now: its class, its attributes, and what is in those that contain something"
     def __init__(self, net):
         self.states = [(m, type(m), dict(vars(m))) for m in net.modules()]
         holders = [v for *_,state in self.states for v in state.values() if _may_hold(type(v))]
-        empty,full = [o for o in holders if not o],[o for o in holders if o]
-        held = [*_held(full+_caches({cls for _,cls,_ in self.states}))]
+        def is_empty(o): return isinstance(o,_containers) and not o # as most are
+        held = [*_held([o for o in holders if not is_empty(o)] + _caches({cls for _,cls,_ in self.states}))]
         self.contents = [(v, _items(v)) for v in held if v]
-        self.empty = [v for v in empty+held if not v and v!=()] # most are
+        self.empty = [v for v in holders+held if is_empty(v)]
 
     def put_back(self):
-        for v in self.empty: v.clear()
+        for v in self.empty:
+            if v: v.clear()
         for v,content in self.contents:
+            if _holds(v, content): continue # it may be one that cannot be cleared
             v.clear()
             if isinstance(v,(list,deque)): v.extend(content)
             else: v.update(content)
@@ -467,8 +478,8 @@ def shapes_of(net, xs, meta, training=(), describe=_shape):
         reads = [*map(describe,xs)]
         rows.append(_Row(xs))
         n_closed += closes
-        y = forward(*args, **kwargs)
-        n_closed -= closes
+        try: y = forward(*args, **kwargs)
+        finally: n_closed -= closes
         ys = tensors(y)
         calls[name].append(Call(reads, [*map(describe,ys)]))
         if not rows.pop().is_container(ys): rowless.add(name)
@@ -620,6 +631,7 @@ _place_size = 1/14 # of a side: half a position of a map of 7x7
 # each lies within one position of a map of 7x7, 8x8 and 14x14
 _places = (4,11,7),(9,4,11),(11,7,2)
 _n_draws = 2 # of what stands there then: one alone may move another place more
+_strengths = 4,1,.1 # of a touch, beside an image of numbers around 1: a strong one may change what an attention looks at
 _n_touched = 1+_n_draws*len(_places)
 
 Touched = namedtuple('Touched', [
@@ -629,8 +641,8 @@ Touched = namedtuple('Touched', [
     'sides',   # of the image
 ])
 
-def touched(sample, sides):
-    "Inputs like `sample` with these `sides`, `Touched`"
+def touched(sample, sides, strength):
+    "Inputs like `sample` with these `sides`, `Touched` so strongly"
     xs,gen = sample.resized(sides, n=_n_touched),torch.Generator('cpu').manual_seed(0)
     all_images = [t for t in tensors(xs) if t.ndim==sample.first.ndim]
     for o in all_images: o[1:] = o[:1].clone()
@@ -638,7 +650,7 @@ def touched(sample, sides):
     starts = [[int(at*side*_place_size) for at,side in zip(place,sides)] for place in _places]
     for image,start in zip(all_images[0][1:], starts*_n_draws):
         place = image[(slice(None), *[slice(a,a+n) for a,n in zip(start,sizes)])]
-        place += 4*torch.randn(place.shape, dtype=torch.double, generator=gen, device='cpu').to(place)
+        place += strength*torch.randn(place.shape, dtype=torch.double, generator=gen, device='cpu').to(place)
     radii = torch.tensor(sizes, device='cpu')/2
     return Touched(xs, torch.tensor(starts,device='cpu')+radii, radii, tuple(sides))
 
@@ -705,9 +717,9 @@ def _grid_by_touch(t, touched, changed, coarsest):
     refuted = Grid(guesses[0].dims, None) if guesses else _no_map
     return next((o for o in guesses if _moves_where_touched(t,o,touched,coarsest)), refuted)
 
-def _from_touches(net, sample, sides, training=()):
+def _from_touches(net, sample, sides, strength, training=()):
     "Strides of `net` by one image with `sides`, and the places that move in each tensor when it is touched"
-    images,known = touched(sample, sides),PerTensor()
+    images,known = touched(sample, sides, strength),PerTensor()
     changed,coarsest = any(map(is_changed, net.modules())),1
     def grid_of(t):
         nonlocal coarsest
@@ -717,6 +729,15 @@ def _from_touches(net, sample, sides, training=()):
     def describe(t): return known.get_or_make(t, grid_of)
     found = shapes_of(net, images.xs, False, training, describe)
     return Strides(net, dict(found.calls), sample, found.containers, tuple(sides), dict(found.resizes))
+
+# %% ../nbs/01_strides.ipynb #one01
+def _from_one_size(net, sample, sides, training=()):
+    "Strides of `net` by one image with `sides`; touches are weaker while they refute each guess of how an answer lies"
+    def is_refuted(grid): return grid is not None and grid.dims and not is_map(grid)
+    for strength in _strengths:
+        res = _from_touches(net, sample, sides, strength, training)
+        if not any(map(is_refuted,res.answers)): break
+    return res
 
 # %% ../nbs/01_strides.ipynb #22fa262f
 _usual_sides = 224,256,384,160,112
@@ -755,7 +776,7 @@ def _first_that_runs(net, x, training):
         else:
             if _is_large_enough(res,px): return res
     for sample,sides in _only_sizes(net, x):
-        try: return _from_touches(net, sample, sides, training)
+        try: return _from_one_size(net, sample, sides, training)
         except Exception as e: on_real.append(e)
     raise CannotDilate(None, _why_it_does_not_run(net, x, (on_real+on_meta)[0]))
 

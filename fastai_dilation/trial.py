@@ -94,7 +94,14 @@ Record = namedtuple('Record', [
     'result', # what it returned
 ])
 
+# %% ../nbs/03_trial.ipynb #for03
 _own_ops = 'aten','prim','prims','profiler','mkldnn','mkl','quantized'
+
+def _read_by(func, args, kwargs):
+    "Tensors that the operation `func` reads"
+    def is_read(arg): return not (arg.alias_info and arg.alias_info.is_write)
+    by_name = {a.name:o for a,o in zip(func._schema.arguments,args)} | kwargs
+    return tensors([by_name[a.name] for a in func._schema.arguments if a.name in by_name and is_read(a)])
 
 class _ForeignOps(TorchDispatchMode):
     "Notes operations that are not PyTorch's own, and in which module they are called; they are not given NaN"
@@ -106,7 +113,7 @@ class _ForeignOps(TorchDispatchMode):
         self.reach = 0 # of all other convolutions: positions from the middle to the farthest tap
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace not in _own_ops: self._look_at(func, tensors((args,kwargs)))
+        if func.namespace not in _own_ops: self._look_at(func, _read_by(func,args,kwargs or {}))
         is_conv = func is torch.ops.aten.convolution.default
         if is_conv and self.stack[-1] not in self.known: self._measure(*args)
         return func(*args, **(kwargs or {}))
@@ -118,7 +125,7 @@ class _ForeignOps(TorchDispatchMode):
     def _look_at(self, func, ts):
         self.found.setdefault(self.stack[-1], str(func.name()))
         # where it takes numbers for positions, that would end the process
-        if not all(t.isfinite().all() for t in ts): raise FloatingPointError(f'{func.name()} is given NaN')
+        if any(t.isnan().any() for t in ts): raise FloatingPointError(f'{func.name()} is given NaN')
 
 # %% ../nbs/03_trial.ipynb #nat03
 class Natives:
@@ -138,9 +145,10 @@ class Natives:
             self.record[name].append(None) # its place: a module may call itself
             ops.stack.append(name)
             n_closed += closes
-            y = forward(*args, **kwargs)
-            n_closed -= closes
-            ops.stack.pop()
+            try: y = forward(*args, **kwargs)
+            finally:
+                n_closed -= closes
+                ops.stack.pop()
             self.record[name][i] = self._noted(strides.calls.get(name,[]), i, reads, clones(y), y)
             return y
         def note_resize(name, i, forward, x, *args, **kwargs):

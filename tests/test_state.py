@@ -1,12 +1,15 @@
 "What a network shares, keeps or hides: modules called at several places, state in containers, weights that are still 0"
 import warnings
 from collections import deque
+from dataclasses import dataclass
 from types import SimpleNamespace
 import pytest, torch
 from torch import nn
 from torch.nn import functional as F
+from torch.fx.immutable_collections import immutable_list
 from torchvision.models.feature_extraction import create_feature_extractor
 from fastai_dilation.all import CannotDilate, InexactWarning, get_output_stride, pool_over, set_output_stride
+from fastai_dilation.strides import Snapshot, _held
 from util import close, said
 
 def body(): return [nn.Conv2d(3 if i==0 else 8, 8, 3, 2, 1) for i in range(3)]
@@ -75,15 +78,46 @@ def scaled(m, x): return x+m.table[:,:,:1,:1]*torch.linspace(-1, 1, x.shape[3], 
 def test_weights_may_be_loaded_after_the_change(f):
     "As long as they are 0 they hide that a table is of another size then"
     net = nn.Sequential(*body(), Call(f,table=nn.Parameter(torch.zeros(1,8,40,40)))).double().eval()
-    x = image(37,50)
-    trained = torch.randn(1,8,40,40).double()
+    is_exact_when_loaded(net, net[3].table)
+
+def is_exact_when_loaded(net, p):
+    "Is `net` exact at 2 also if the weights `p` come when it was changed? 40 and 48 pixels are no multiples of 16, and no more by 1"
+    xs,fresh,trained = [image(37,50),image(40,48)],p.detach().clone(),torch.randn(p.shape).double()
     with torch.no_grad():
-        net[3].table.copy_(trained)
-        native = net(x)
-        net[3].table.zero_()
-        assert said(set_output_stride, net, 2)==[] and not net[3].table.any()
-        net[3].table.copy_(trained)
-        close(net(x)[...,::4,::4], native, 1e-12)
+        p.copy_(trained)
+        natives = [net(x) for x in xs]
+        p.copy_(fresh)
+        assert said(set_output_stride, net, 2)==[] and p.equal(fresh)
+        p.copy_(trained)
+        for x,y in zip(xs,natives): close(net(x)[...,::4,::4], y, 1e-12)
+
+def across(x): return torch.linspace(-1, 1, x.shape[3]).to(x).expand(len(x), 1, *x.shape[2:])
+
+@pytest.mark.parametrize('norm', [nn.BatchNorm2d(8), nn.GroupNorm(2,8)])
+def test_the_last_norm_of_a_block_may_begin_with_0(norm):
+    "As timm's and fastai's do: behind it nothing of what the block makes of positions is seen"
+    nn.init.zeros_(norm.weight)
+    net = nn.Sequential(*body(), Call(lambda m,x: x+m.norm(m.conv(x+across(x))), norm=norm)).double().eval()
+    is_exact_when_loaded(net, norm.weight)
+
+def test_a_table_may_be_called_bias():
+    def f(m, x): return m.conv(x+F.interpolate(m.bias, x.shape[2:], mode='bilinear'))
+    net = nn.Sequential(*body(), Call(f,bias=nn.Parameter(torch.zeros(1,8,40,40)))).double().eval()
+    is_exact_when_loaded(net, net[3].bias)
+
+def test_a_channel_of_positions_may_begin_with_0():
+    "It was added to a conv that has its weights"
+    wide = nn.Conv2d(9, 8, 3, 1, 1)
+    nn.init.zeros_(wide.weight[:,8:].data)
+    net = nn.Sequential(*body(), Call(lambda m,x: m.wide(torch.cat([x,across(x)],1)), wide=wide)).double().eval()
+    is_exact_when_loaded(net, wide.weight)
+
+def test_weights_without_statistics_are_left_alone():
+    "Of 8 bits, sparse, or not made yet"
+    net = nn.Sequential(*body(), Call(lambda m,x: m.conv(x), later=nn.LazyLinear(3)))
+    net[3].small = nn.Parameter(torch.zeros(3,3).to(torch.float8_e4m3fn), requires_grad=False)
+    net[3].sparse = nn.Parameter(torch.eye(3).to_sparse())
+    assert said(set_output_stride, net, 2)==[] and get_output_stride(net)==2
 
 class Levels(nn.Module):
     "One pool reads all levels"
@@ -154,6 +188,30 @@ def test_asking_leaves_no_trace_in_what_a_network_keeps(name):
     if name=='of_class': assert not Table.by_size
     for px in (512,1024): net(torch.randn(1,3,px,64)) # sizes that were asked about without values
 
+class Frozen(dict):
+    def clear(self): raise TypeError('frozen')
+    update = clear
+
+@dataclass
+class Sized:
+    "It looks empty, and is no container"
+    items:list
+    def __len__(self): return len(self.items)
+
+class WithClassState(Call): config = Frozen(a=1)
+
+@pytest.mark.parametrize('state', [Sized([]), (Frozen(a=1),), dict(a=immutable_list([1]))], ids=['sized','frozen','immutable'])
+def test_state_that_cannot_be_cleared_is_left_alone(state):
+    assert said(set_output_stride, nn.Sequential(*body(),WithClassState(gated,pool=nn.AdaptiveAvgPool2d(1),state=state)), 2)==[]
+
+def test_a_long_list_is_put_back_and_not_looked_through():
+    words = [(str(i),str(i+1)) for i in range(2000)]
+    held = deque([words])
+    assert any(o is words for o in _held([held])) and len([*_held([held])])==2
+    m = Call(gated, words=words)
+    with Snapshot(m): words.clear()
+    assert len(words)==2000
+
 def test_a_network_with_a_traced_module_is_refused_and_runs():
     traced = torch.jit.trace(gate(), torch.randn(1,8,8,8))
     net = nn.Sequential(*body(), traced)
@@ -201,6 +259,32 @@ class Similar(nn.Module):
     def forward(self, x, classes):
         y = torch.einsum('bchw,kc->bkhw', F.instance_norm(x), classes)
         return y,classes
+
+class Centred(nn.Module):
+    "Can run by phases as a whole alone"
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(*body())
+    def forward(self, x):
+        x = self.body(x)
+        return x-x.mean((2,3),keepdim=True)
+
+def test_an_image_may_be_a_parameter():
+    "It is optimised, as in style transfer: nothing else can be the map"
+    m,x = Centred().double(),nn.Parameter(image(40,48))
+    native = m(x)
+    assert said(set_output_stride, m, 2)==[]
+    close(m(x)[...,::4,::4], native, 1e-12)
+
+def test_the_way_back_is_open_where_a_conv_is_shared_with_what_runs_by_phases():
+    shared = nn.Conv2d(8,8,3,1,1)
+    inner = Call(lambda m,x: m.shared(x-m.shared(x).mean((2,3),keepdim=True)), shared=shared)
+    net = nn.Sequential(*body(), inner, shared, gate()).double().eval()
+    x = image(40,48)
+    native = net(x)
+    said(set_output_stride, net, 2)
+    set_output_stride(net, 8)
+    assert net(x).equal(native)
 
 @pytest.mark.parametrize('n', [1,2,4,64//4])
 def test_a_weight_is_that_of_all_images(n):

@@ -51,7 +51,7 @@ def test_each_axis_has_its_stride():
 def test_explain_says_that_the_whole_runs_by_phases():
     conv, = [o for o in explain(vit(), 8) if o.name.endswith('proj')]
     assert str(conv.becomes)=='stride 16 -> 8, by 2x2 phases, with the whole network'
-    assert grid_error(vit(), 8)==0
+    assert grid_error(vit(), 8)<1e-12
 
 class OneSize(nn.Module):
     "Refuses all images but those of one size"
