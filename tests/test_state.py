@@ -323,3 +323,33 @@ def test_a_far_tap_of_a_function_finds_a_native_position(d, T):
         native = net(x)
         assert said(set_output_stride, net, T)==[]
         close(net(x)[...,::every,::every], native, 1e-12)
+
+@torch.library.custom_op('fastai_dilation_test::masked', mutates_args={'out'})
+def masked(x:torch.Tensor, mask:torch.Tensor, out:torch.Tensor)->None: out.copy_(x*mask.exp())
+masked.register_fake(lambda x,mask,out: None)
+
+def through_foreign(m, x):
+    mask,out = torch.zeros_like(x),torch.full_like(x,torch.nan)
+    mask[:,:1] = -torch.inf
+    masked(x, mask, out)
+    return out
+
+def test_a_foreign_operation_may_read_infinity_and_write_over_nan():
+    "Only NaN that it reads could end the process"
+    is_exact(nn.Sequential(*body(), Call(through_foreign), nn.Conv2d(8,8,3,1,1)), 2)
+
+class Unable(nn.Module):
+    "What is inside of it is its own affair, and it raises"
+    def __init__(self):
+        super().__init__()
+        self.spacing = 1
+    def forward(self, x): raise NotImplementedError
+
+def instead(m, x):
+    try: return m.unable(x)
+    except NotImplementedError: return m.wide(x)
+
+def test_a_module_may_raise_and_be_caught():
+    "What is called behind it is seen all the same"
+    caught = Call(instead, unable=Unable(), wide=nn.Conv2d(8,8,3,1,1))
+    is_exact(nn.Sequential(*body(), caught, nn.Conv2d(8,8,3,1,1), gate()), 2)
