@@ -159,12 +159,8 @@ def _refuse_answers_that_do_not_grow(net, strides):
             'and what it makes does not grow with them, so nothing could be compared. '
             'Change the network inside of it that the images go through')
 
-def _is_refuted(strides):
-    "Does the network make what may be a map, and was not believed?"
-    return bool(strides.sides) and any(g and g.dims and not is_map(g) for g in strides.answers)
-
 def _refuse_refuted_answers(net, strides):
-    if _is_refuted(strides):
+    if is_refuted(strides):
         raise CannotDilate(None, f'{type(net).__name__} runs on one size of image alone, and what it makes does not move '
             'where that is touched, so its stride is not known. Random weights may do that; ask it with trained ones')
 
@@ -265,7 +261,7 @@ def _change(net, output_stride, x):
     encoder = encoder_of(net)
     now = follow(encoder, x)
     T = in_numbers(output_stride, now.output, now.sample.ndim)
-    has_it = _are_whole_numbers(T) and by_axis(int,T)==now.output and not _is_refuted(now)
+    has_it = _are_whole_numbers(T) and by_axis(int,T)==now.output and not is_refuted(now)
     if has_it and (encoder is not net or _stays_as_it_is(net,now,x)): return _nothing_to_do,now.output
     if encoder is not net:
         raise CannotDilate(None, 'The decoder of a U-Net is built for the sizes of its encoder. '

@@ -413,9 +413,10 @@ def _find_phased(net, T, plan, cases, decoder):
     "Change `net`, and find out by trials which of its modules have to run by phases, and which are lost"
     first = cases[0]
     # a head that is called in training alone has edges there alone
-    modes = {frozenset(o.natives.training):o.natives for o in reversed(cases)}
-    edges_by_mode = [_Edges(T, plan, o) for o in reversed(modes.values())]
-    search = Search(net, first.natives.strides, plan, [o.record.keys() for o in modes.values()])
+    first_by_mode = {}
+    for o in cases: first_by_mode.setdefault(frozenset(o.natives.training), o.natives)
+    edges_by_mode = [_Edges(T, plan, o) for o in first_by_mode.values()]
+    search = Search(net, first.natives.strides, plan, [o.record.keys() for o in first_by_mode.values()])
     phased,lost,misfit = {},{},None
     def change_all(): apply_plan(restored(net), plan, phased, decoder)
     waiting,clean = deque(cases),[] # cases to try, and those that have found nothing since the last change
@@ -715,7 +716,8 @@ def try_out(net, strides, T, x=None, decoder=DecoderPlan()):
     def train(): return _natives_in_training(net, in_training, T, x)
     plan = make_plan(strides, T)
     if in_training: plan = {**make_plan(in_training.strides,T), **plan}
-    images = evaluated,trained = evaluated,train()
+    trained = train()
+    images = evaluated,trained
     def make_images(): return [evaluate(),train()]
     # numbers move a sum over few positions more than one over many, which a sigmoid behind it may hide
     def make_more(): return [*make_images(), _Images(net,strides,T).smallest()]

@@ -18,7 +18,7 @@ A layer has its `s` as a setting. `S` is measured, by running the network unseen
 __all__ = ['Grid', 'Call', 'OwnResize', 'Shapes', 'Touched', 'rule', 'divides', 'is_finer', 'Snapshot', 'device_of',
            'belongs_to_network', 'watched', 'tensors', 'are_in_sight', 'is_map', 'grid_between', 'Sample', 'samples',
            'side_for', 'shapes_of', 'Strides', 'parent', 'is_inside', 'outermost', 'closed_inside', 'PerTensor',
-           'touched', 'follow', 'first_line', 'similar']
+           'touched', 'is_refuted', 'follow', 'first_line', 'similar']
 
 # %% ../nbs/01_strides.ipynb #464fb842
 import dataclasses,difflib,math,random,weakref
@@ -731,12 +731,15 @@ def _from_touches(net, sample, sides, strength, training=()):
     return Strides(net, dict(found.calls), sample, found.containers, tuple(sides), dict(found.resizes))
 
 # %% ../nbs/01_strides.ipynb #one01
+def is_refuted(strides):
+    "Does the network make what may be a map, and was not believed?"
+    return bool(strides.sides) and any(g and g.dims and not is_map(g) for g in strides.answers)
+
 def _from_one_size(net, sample, sides, training=()):
     "Strides of `net` by one image with `sides`; touches are weaker while they refute each guess of how an answer lies"
-    def is_refuted(grid): return grid is not None and grid.dims and not is_map(grid)
     for strength in _strengths:
         res = _from_touches(net, sample, sides, strength, training)
-        if not any(map(is_refuted,res.answers)): break
+        if not is_refuted(res): break
     return res
 
 # %% ../nbs/01_strides.ipynb #22fa262f
